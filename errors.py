@@ -1,0 +1,196 @@
+# [Task]: T003 [From]: specs/requirements.md
+"""Every error a client can meet: its status, its sentence, its headers, in one tree.
+
+    ServiceError
+    ├── MissingToken          401
+    ├── InvalidToken          401
+    │   └── ExpiredToken      401
+    ├── AccessDenied          403
+    ├── TaskNotFound          404
+    ├── BodyTooLarge          413
+    ├── UnsupportedMediaType  415
+    └── DatabaseUnavailable   503
+
+Input that fails validation is FastAPI's RequestValidationError, 422. Anything else is a bug, 500.
+"""
+
+import logging
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from logs import current_request_id
+
+logger = logging.getLogger("tasks.errors")
+
+
+class ServiceError(Exception):
+    """An answer other than success. The exception's own text is for the log, never for a client."""
+
+    status: ClassVar[int]
+    detail: ClassVar[str]
+    log_level: ClassVar[int] = logging.INFO
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {}
+
+
+class MissingToken(ServiceError):
+    """No usable Authorization header; no error code then, says RFC 6750 §3.1."""
+
+    status = 401
+    detail = "Missing authorization token"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class InvalidToken(ServiceError):
+    """A token that fails a check, which the exception's text names."""
+
+    status = 401
+    detail = "Invalid token"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        challenge = f'Bearer error="invalid_token", error_description="{self.detail}"'
+        return {"WWW-Authenticate": challenge}
+
+
+class ExpiredToken(InvalidToken):
+    """A token in order but for its age."""
+
+    detail = "Token has expired"
+
+
+class AccessDenied(ServiceError):
+    """The token is another user's than the path's, whether or not that user exists."""
+
+    status = 403
+    detail = "Access denied"
+
+
+class TaskNotFound(ServiceError):
+    """The user has no such task."""
+
+    status = 404
+    detail = "Task not found"
+
+
+class BodyTooLarge(ServiceError):
+    """The body is above routes.body.MAX_BODY_BYTES."""
+
+    status = 413
+    detail = "Request body is too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is not declared as JSON."""
+
+    status = 415
+    detail = "Content-Type must be application/json"
+
+
+class DatabaseUnavailable(ServiceError):
+    """The database can't be reached, has no connection to spare, or did not answer in time."""
+
+    status = 503
+    detail = "Service temporarily unavailable"
+    log_level = logging.WARNING
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "1"}
+
+
+class ErrorBody(BaseModel):
+    """What a client gets with every error but 422."""
+
+    detail: str
+
+
+def error_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI `responses` of an endpoint that may raise these."""
+    return {
+        error.status: {"model": ErrorBody, "description": error.detail}
+        for error in sorted(errors, key=lambda error: error.status)
+    }
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every error of this module's tree, and the framework's own, in the same form."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+async def _service_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)  # noqa: S101  # registered for it
+    logger.log(error.log_level, "%s %s: %s", error.status, error.detail, error)
+    return JSONResponse({"detail": error.detail}, error.status, error.headers)
+
+
+async def _validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for it
+    # Only these three: `input` and `ctx` echo what was sent, and may not even be JSON (NaN).
+    items = [{"type": e["type"], "loc": e["loc"], "msg": e["msg"]} for e in error.errors()]
+    return JSONResponse({"detail": items}, 422)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  # registered for it
+    if error.status_code == 405:
+        # Starlette names the methods of the first route with this path; RFC 9110 wants them all.
+        error.headers = {"Allow": ", ".join(sorted(_methods_of_path(request)))}
+    return await http_exception_handler(request, error)
+
+
+def _methods_of_path(request: Request) -> set[str]:
+    methods: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if route.methods and route.path_regex.match(request.scope["path"]):
+            methods |= route.methods
+    return methods
+
+
+class UnhandledErrors:
+    """ASGI middleware that turns a bug into a 500 with the request's id, and logs it in full.
+
+    It stands inside CORSMiddleware, so that a browser's script can read the answer; Starlette's
+    own handler of last resort stands outside it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note_start)
+        except ClientDisconnect:
+            logger.info("client went away before its request was read")
+        except Exception:
+            logger.exception("unhandled error")
+            if started:
+                raise
+            body = {"detail": "Internal Server Error", "request_id": current_request_id.get()}
+            await JSONResponse(body, 500)(scope, receive, send)

@@ -1,0 +1,56 @@
+# [Task]: T004 [From]: specs/requirements.md
+"""Log lines carry the id of the request they belong to. Who sets it: middleware/request.py."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from uvicorn.logging import AccessFormatter, DefaultFormatter
+
+current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
+
+_LINE = "%(levelprefix)s [%(request_id)s] %(message)s"
+_ACCESS_LINE = (
+    '%(levelprefix)s [%(request_id)s] %(client_addr)s - "%(request_line)s" %(status_code)s'
+)
+
+
+@contextmanager
+def request_ids_in_logs() -> Iterator[None]:
+    """Inside, every log record has a `request_id`, shown by uvicorn's lines and by this service's.
+
+    An operator's own log configuration is left as it is; its formats may use `%(request_id)s`.
+    """
+    make_record = logging.getLogRecordFactory()
+
+    def make_record_with_id(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make_record(*args, **kwargs)
+        record.request_id = current_request_id.get()
+        return record
+
+    logging.setLogRecordFactory(make_record_with_id)
+    _show_ids("uvicorn", DefaultFormatter, _LINE)
+    _show_ids("uvicorn.access", AccessFormatter, _ACCESS_LINE)
+    service = logging.getLogger("tasks")
+    service.setLevel(logging.INFO)
+    own_handler = None
+    if not service.hasHandlers():
+        own_handler = logging.StreamHandler()
+        own_handler.setFormatter(DefaultFormatter(_LINE))
+        service.addHandler(own_handler)
+    try:
+        yield
+    finally:
+        if own_handler is not None:
+            service.removeHandler(own_handler)
+        logging.setLogRecordFactory(make_record)
+
+
+def _show_ids(
+    logger_name: str, formatter: type[DefaultFormatter] | type[AccessFormatter], line: str
+) -> None:
+    for handler in logging.getLogger(logger_name).handlers:
+        if type(handler.formatter) is formatter:
+            handler.setFormatter(formatter(line, use_colors=handler.formatter.use_colors))

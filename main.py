@@ -1,0 +1,56 @@
+# [Task]: T013 [From]: specs/design.md
+"""The service, put together: what is mounted, and what a request passes on its way in.
+
+RequestMiddleware   an id, headers, the path        middleware/request.py
+AllowedOrigins      CORS                            middleware/cors.py
+UnhandledErrors     a bug becomes a 500             errors.py
+verify_user_access  may it?                         middleware/auth.py
+an endpoint         what is done                    routes/tasks.py
+a Statement         how it is kept                  db.py
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from db import open_database
+from errors import UnhandledErrors, install_error_handlers
+from logs import request_ids_in_logs
+from middleware.auth import TokenVerifier
+from middleware.cors import AllowedOrigins
+from middleware.request import RequestMiddleware
+from middleware.startup import PlainStartupErrors
+from routes import health, tasks
+from settings import get_settings
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Check the settings, open the database, and close it at the end. Raises SettingsError."""
+    settings = get_settings()
+    with request_ids_in_logs():
+        async with open_database(settings) as database:
+            app.state.database = database
+            app.state.token_verifier = TokenVerifier(settings.better_auth_secret.get_secret_value())
+            try:
+                yield
+            finally:
+                del app.state.database, app.state.token_verifier
+
+
+app = FastAPI(
+    title="Task API",
+    description="Keeps the tasks of a web frontend's users.",
+    version="0.1.0",
+    lifespan=lifespan,
+    redirect_slashes=False,
+)
+app.include_router(tasks.router)
+app.include_router(health.router)
+install_error_handlers(app)
+# The last one added is the outermost.
+app.add_middleware(UnhandledErrors)
+app.add_middleware(AllowedOrigins)
+app.add_middleware(RequestMiddleware)
+app.add_middleware(PlainStartupErrors)

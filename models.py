@@ -1,0 +1,135 @@
+# [Task]: T005 [From]: specs/requirements.md
+"""The two tables: `task`, which is this service's, and `"user"`, which Better Auth owns.
+
+What a client may send and sees is in schemas.py.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Identity,
+    Index,
+    Integer,
+    String,
+    Text,
+    TypeDecorator,
+    false,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlmodel import Field, SQLModel
+
+TITLE_LENGTH = 200
+DESCRIPTION_LENGTH = 1000
+
+
+def utc_now() -> datetime:
+    """The present instant, UTC, to the microsecond."""
+    return datetime.now(UTC)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An instant: timestamptz on PostgreSQL, UTC text of fixed width on SQLite; aware in Python."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.replace(tzinfo=UTC)
+
+
+class advance(FunctionElement[datetime]):  # named like the SQL function it stands for
+    """SQL: `advance(now, before)` is `now`, or just after `before` where the clock is not past it.
+
+    So `updated_at` moves with every change, even when clocks of two workers disagree or changes
+    that waited for a row's lock are written out of order.
+    """
+
+    type = UTCDateTime()
+    inherit_cache = True
+
+
+@compiles(advance, "postgresql")
+def _advance_postgresql(element: advance, compiler: SQLCompiler, **kw: Any) -> str:
+    now, before = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"greatest({now}, {before} + interval '1 microsecond')"
+
+
+@compiles(advance, "sqlite")
+def _advance_sqlite(element: advance, compiler: SQLCompiler, **kw: Any) -> str:
+    now, before = (compiler.process(clause, **kw) for clause in element.clauses)
+    # SQLite's clock functions know milliseconds only: the next one, in UTCDateTime's text form.
+    after = f"strftime('%Y-%m-%d %H:%M:%f', {before}, '+0.001 seconds') || '000'"
+    return f"max({now}, {after})"
+
+
+class User(SQLModel, table=True):
+    """A user as Better Auth keeps it, for reading. Its migration makes this table, never ours."""
+
+    __tablename__ = "user"
+
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    email: str = Field(sa_column=Column(Text, nullable=False, unique=True))
+    email_verified: bool = Field(
+        default=False, sa_column=Column("emailVerified", Boolean, nullable=False)
+    )
+    image: str | None = Field(default=None, sa_column=Column(Text))
+    created_at: datetime = Field(
+        default_factory=utc_now, sa_column=Column("createdAt", UTCDateTime, nullable=False)
+    )
+    updated_at: datetime = Field(
+        default_factory=utc_now, sa_column=Column("updatedAt", UTCDateTime, nullable=False)
+    )
+
+
+class Task(SQLModel, table=True):
+    """One task of one user. No foreign key here: Better Auth's table may come after this one."""
+
+    __tablename__ = "task"
+    # SQLite would hand the id of a deleted task to the next one.
+    __table_args__ = {"sqlite_autoincrement": True}  # SQLAlchemy's own convention
+
+    id: int | None = Field(
+        default=None,
+        sa_column=Column(
+            BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True
+        ),
+    )
+    user_id: str = Field(sa_column=Column(Text, nullable=False))
+    title: str = Field(sa_column=Column(String(TITLE_LENGTH), nullable=False))
+    description: str | None = Field(default=None, sa_column=Column(String(DESCRIPTION_LENGTH)))
+    completed: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
+    )
+    created_at: datetime = Field(
+        default_factory=utc_now, sa_column=Column(UTCDateTime, nullable=False)
+    )
+    updated_at: datetime = Field(
+        default_factory=utc_now, sa_column=Column(UTCDateTime, nullable=False)
+    )
+
+
+TASK_TABLE = Task.__table__  # type: ignore[attr-defined]  # SQLModel makes it
+
+# One user's list, newest first, is read off this index in order.
+Index(
+    "ix_task_user_id_created_at_id",
+    TASK_TABLE.c.user_id,
+    TASK_TABLE.c.created_at.desc(),
+    TASK_TABLE.c.id.desc(),
+)

@@ -1,0 +1,2 @@
+# [Task]: T010 [From]: specs/requirements.md
+"""The endpoints."""

@@ -1,0 +1,14 @@
+# [Task]: T012 [From]: specs/requirements.md
+"""Is the process alive? Public, and never a question to the database."""
+
+from fastapi import APIRouter, Response
+
+router = APIRouter(tags=["health"])
+
+_OK = b'{"status":"ok"}'
+
+
+@router.api_route("/health", methods=["GET", "HEAD"])
+async def health() -> Response:
+    """The service is up."""
+    return Response(_OK, media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -243,6 +243,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     A database that can't be reached does not stop the start: requests get 503 until it is there.
     """
     database = Database(settings)
+    logger.info("tasks are kept in %s", database.engine.url.set(query={}).render_as_string())
     waiting: asyncio.Task[None] | None = None
     try:
         try:

@@ -3,17 +3,22 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from uvicorn.logging import AccessFormatter, DefaultFormatter
+from uvicorn.logging import AccessFormatter, ColourizedFormatter, DefaultFormatter
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
 
 _LINE = "%(levelprefix)s [%(request_id)s] %(message)s"
-_ACCESS_LINE = (
-    '%(levelprefix)s [%(request_id)s] %(client_addr)s - "%(request_line)s" %(status_code)s'
+_UVICORN_LINES: tuple[tuple[str, type[ColourizedFormatter], str], ...] = (
+    ("uvicorn", DefaultFormatter, _LINE),
+    (
+        "uvicorn.access",
+        AccessFormatter,
+        '%(levelprefix)s [%(request_id)s] %(client_addr)s - "%(request_line)s" %(status_code)s',
+    ),
 )
 
 
@@ -30,27 +35,19 @@ def request_ids_in_logs() -> Iterator[None]:
         record.request_id = current_request_id.get()
         return record
 
-    logging.setLogRecordFactory(make_record_with_id)
-    _show_ids("uvicorn", DefaultFormatter, _LINE)
-    _show_ids("uvicorn.access", AccessFormatter, _ACCESS_LINE)
-    service = logging.getLogger("tasks")
-    service.setLevel(logging.INFO)
-    own_handler = None
-    if not service.hasHandlers():
-        own_handler = logging.StreamHandler()
-        own_handler.setFormatter(DefaultFormatter(_LINE))
-        service.addHandler(own_handler)
-    try:
+    with ExitStack() as restored:
+        logging.setLogRecordFactory(make_record_with_id)
+        restored.callback(logging.setLogRecordFactory, make_record)
+        for name, formatter, line in _UVICORN_LINES:
+            for handler in logging.getLogger(name).handlers:
+                if type(handler.formatter) is formatter:
+                    restored.callback(handler.setFormatter, handler.formatter)
+                    handler.setFormatter(formatter(line, use_colors=handler.formatter.use_colors))
+        service = logging.getLogger("tasks")
+        service.setLevel(logging.INFO)
+        if not service.hasHandlers():
+            own_handler = logging.StreamHandler()
+            own_handler.setFormatter(DefaultFormatter(_LINE))
+            service.addHandler(own_handler)
+            restored.callback(service.removeHandler, own_handler)
         yield
-    finally:
-        if own_handler is not None:
-            service.removeHandler(own_handler)
-        logging.setLogRecordFactory(make_record)
-
-
-def _show_ids(
-    logger_name: str, formatter: type[DefaultFormatter] | type[AccessFormatter], line: str
-) -> None:
-    for handler in logging.getLogger(logger_name).handlers:
-        if type(handler.formatter) is formatter:
-            handler.setFormatter(formatter(line, use_colors=handler.formatter.use_colors))

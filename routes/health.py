@@ -8,7 +8,8 @@ router = APIRouter(tags=["health"])
 _OK = b'{"status":"ok"}'
 
 
-@router.api_route("/health", methods=["GET", "HEAD"])
+@router.head("/health", include_in_schema=False)
+@router.get("/health")
 async def health() -> Response:
     """The service is up."""
     return Response(_OK, media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -1,0 +1,60 @@
+# [Task]: T014 [From]: specs/requirements.md
+# Everything a person or CI does with this repository. `make` alone lists it.
+
+PORT ?= 8000
+HOST ?= 127.0.0.1
+# The shell's own USER is who is logged in, not whose tasks are meant.
+ifneq ($(origin USER),command line)
+USER := demo
+endif
+
+# A uv on PATH may be a shim that fails when called, so it is tried rather than looked for.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+BIN := .venv/bin
+export UV_PROJECT_ENVIRONMENT := .venv
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help run token test coverage check format clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+run: $(BIN)/.ready .env ## start the service on SQLite, and print a curl line to try it (PORT=8000)
+	@$(BIN)/python -m scripts.dev run --host $(HOST) --port $(PORT)
+
+token: $(BIN)/.ready .env ## print a token for development (USER=demo)
+	@$(BIN)/python -m scripts.dev token "$(USER)"
+
+test: $(BIN)/.ready ## run the whole suite, on SQLite and on a real PostgreSQL
+	$(BIN)/pytest --cov --cov-report=term-missing
+
+check: $(BIN)/.ready ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+format: $(BIN)/.ready ## format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what was installed, but neither .env nor the tasks
+	rm -rf .venv .uv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+
+.env: | $(BIN)/.ready
+	@$(BIN)/python -m scripts.dev env
+
+# Installed again only when what is asked for has changed. uv brings its own Python where 3.13 is
+# missing.
+$(BIN)/.ready: uv.lock pyproject.toml .python-version | $(filter .uv/%,$(UV))
+	@$(UV) sync --locked
+	@touch $@
+
+# No uv of one's own: one in an ignored folder, made with whichever Python 3 works here.
+.uv/bin/uv:
+	@for python in python3 /usr/bin/python3 /usr/local/bin/python3 python; do \
+		$$python -m venv .uv 2>/dev/null && .uv/bin/pip install --quiet uv && exit 0; \
+	done; \
+	echo "Neither uv nor a Python 3 with venv is here: install uv, or Debian's python3-venv." >&2; \
+	exit 1

@@ -1,0 +1,2 @@
+# [Task]: T014 [From]: specs/requirements.md
+"""Commands for development."""

@@ -1,0 +1,100 @@
+# [Task]: T014 [From]: specs/requirements.md
+"""What `make run` and `make token` do: a `.env` to start with, tokens for development, the service.
+
+A development tool: it holds the signing secret. No endpoint ever makes a token.
+"""
+
+import argparse
+import contextlib
+import secrets
+import socket
+import sys
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import jwt
+import uvicorn
+
+from settings import SettingsError, get_settings
+
+ROOT = Path(__file__).parent.parent
+DEMO_USER = "demo"
+# Seconds: a week.
+TOKEN_LIFETIME = 7 * 24 * 3600
+
+
+def write_env(example: Path, env: Path) -> None:
+    """Copy `.env.example` to `.env`, with a fresh secret, for the owner's eyes only.
+
+    Raises FileExistsError rather than overwrite a secret that is in use.
+    """
+    lines = [
+        f"BETTER_AUTH_SECRET={secrets.token_urlsafe(32)}"
+        if line.startswith("BETTER_AUTH_SECRET=")
+        else line
+        for line in example.read_text().splitlines()
+    ]
+    env.touch(mode=0o600, exist_ok=False)
+    env.write_text("\n".join(lines) + "\n")
+
+
+def make_token(user: str) -> str:
+    """A token for the user as the frontend would sign it. Raises SettingsError."""
+    now = int(time.time())
+    claims = {"sub": user, "iat": now, "exp": now + TOKEN_LIFETIME}
+    return jwt.encode(claims, get_settings().better_auth_secret.get_secret_value(), "HS256")
+
+
+def first_steps(host: str, port: int) -> str:
+    """What to do with a service that has just started: a page to open and a line to paste."""
+    base = f"http://{'localhost' if host == '127.0.0.1' else host}:{port}"
+    tasks = f"{base}/api/{quote(DEMO_USER)}/tasks"
+    return (
+        f"\nThe API's documentation:  {base}/docs\n"
+        "Add a task (paste it into another terminal):\n\n"
+        f"curl {tasks} -H 'Authorization: Bearer {make_token(DEMO_USER)}' "
+        "-H 'Content-Type: application/json' -d '{\"title\": \"Buy milk\"}'\n"
+    )
+
+
+class DevelopmentServer(uvicorn.Server):
+    """uvicorn, which says what to do next once it serves."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(first_steps(self.config.host, self.config.port), flush=True)
+
+
+def main() -> int:
+    """Run one command; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.dev", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("env", help="write .env with a fresh secret")
+    commands.add_parser("token", help="print a token").add_argument("user")
+    run = commands.add_parser("run", help="start the service")
+    run.add_argument("--host", default="127.0.0.1")
+    run.add_argument("--port", type=int, default=8000)
+    arguments = parser.parse_args()
+    try:
+        match arguments.command:
+            case "env":
+                write_env(ROOT / ".env.example", ROOT / ".env")
+                print("Wrote .env with a fresh secret.", file=sys.stderr)
+            case "token":
+                print(make_token(arguments.user))
+            case "run":
+                config = uvicorn.Config("main:app", host=arguments.host, port=arguments.port)
+                server = DevelopmentServer(config)
+                with contextlib.suppress(KeyboardInterrupt):
+                    server.run()
+                return 0 if server.started else 3
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+# [Task]: T015 [From]: specs/requirements.md
+"""The suite's fixtures: both databases, the app with its lifespan run, and callers of it."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+from postgresql import PostgreSQL
+from support import SECRET, Caller
+
+from main import app
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
+    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
+    server.start()
+    yield server
+    server.stop("immediate")
+
+
+@pytest.fixture
+async def postgresql_url(postgresql_server: PostgreSQL) -> str:
+    """The URL of an empty database."""
+    url = postgresql_server.url()
+    connection = await asyncpg.connect(url)
+    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await connection.close()
+    return url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of a database that does not exist yet."""
+    return f"sqlite:///{tmp_path}/tasks.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only what a test sets: no `.env` of the developer's, no setting of the shell's."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_URL", "ALLOWED_ORIGINS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET)
+
+
+@pytest.fixture
+async def client(
+    monkeypatch: pytest.MonkeyPatch, database_url: str
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the running app, on each database in turn."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def caller(client: httpx.AsyncClient) -> Callable[[str], Caller]:
+    """Makes a user with a valid token."""
+    return lambda user: Caller(client, user)
+
+
+@pytest.fixture
+def alice(caller: Callable[[str], Caller]) -> Caller:
+    return caller("alice")
+
+
+@pytest.fixture
+def bob(caller: Callable[[str], Caller]) -> Caller:
+    return caller("bob")

@@ -1,10 +1,9 @@
 # [Task]: T009 [From]: specs/design.md
 """How tasks are kept: the engine for any database URL, sessions, statements in one round trip.
 
-What the statements say is in routes/tasks.py, what the tables hold in models.py.
+What the statements say is in routes/tasks.py, how the tables come to be in tables.py.
 """
 
-import asyncio
 import ipaddress
 import logging
 import sqlite3
@@ -15,7 +14,7 @@ from typing import Annotated, Any, cast
 
 import asyncpg
 from fastapi import Depends, Request
-from sqlalchemy import URL, Dialect, Select, UpdateBase, event, make_url, text
+from sqlalchemy import URL, Dialect, Select, UpdateBase, event, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -25,20 +24,13 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
-from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.util import greenlet_spawn
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from errors import DatabaseUnavailable
-from models import TASK_TABLE
+from errors import DatabaseUnavailable, InvalidToken
 from settings import Settings, SettingsError
 
 logger = logging.getLogger("tasks.db")
-
-# Seconds between attempts to reach a database that was not there at the start.
-START_RETRY_INTERVAL = 1.0
-# Any number will do, so long as every process takes the same lock while it makes the table.
-_START_LOCK = 7_236_830_419
 
 
 # --- From a URL to an engine ------------------------------------------------------------------
@@ -200,62 +192,18 @@ class Session(AsyncSession):
     bind: AsyncEngine
 
 
-class Database:
-    """The engine of this process, and the making of the `task` table."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.engine = _create_engine(settings)
-
-    def session(self) -> Session:
-        """A new session, without a connection until it needs one."""
-        return Session(self.engine, expire_on_commit=False)
-
-    async def create_table(self) -> None:
-        """Make the `task` table and its index where they are missing, and nothing else.
-
-        Raises DatabaseUnavailable.
-        """
-        with database_errors():
-            async with self.engine.begin() as connection:
-                if connection.dialect.name == "postgresql":
-                    # IF NOT EXISTS alone fails when two processes make the table at once.
-                    lock = text("SELECT pg_advisory_xact_lock(:key)")
-                    await connection.execute(lock, {"key": _START_LOCK})
-                await connection.execute(CreateTable(TASK_TABLE, if_not_exists=True))
-                for index in TASK_TABLE.indexes:
-                    await connection.execute(CreateIndex(index, if_not_exists=True))
-
-    async def _create_table_when_reachable(self) -> None:
-        while True:
-            await asyncio.sleep(START_RETRY_INTERVAL)
-            try:
-                await self.create_table()
-            except DatabaseUnavailable:
-                continue
-            logger.info("the database is there: tasks are served")
-            return
-
-
 @asynccontextmanager
-async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """The database for as long as the service runs. Raises SettingsError for a bad URL.
+async def open_engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
+    """The engine for as long as the service runs. Raises SettingsError for a bad DATABASE_URL.
 
-    A database that can't be reached does not stop the start: requests get 503 until it is there.
+    It does not connect: a database that is away is no reason not to start.
     """
-    database = Database(settings)
-    logger.info("tasks are kept in %s", database.engine.url.set(query={}).render_as_string())
-    waiting: asyncio.Task[None] | None = None
+    engine = _create_engine(settings)
+    logger.info("tasks are kept in %s", engine.url.set(query={}).render_as_string())
     try:
-        try:
-            await database.create_table()
-        except DatabaseUnavailable as error:
-            logger.warning("the database is not there yet (%s): answering 503 until it is", error)
-            waiting = asyncio.create_task(database._create_table_when_reachable())
-        yield database
+        yield engine
     finally:
-        if waiting is not None:
-            waiting.cancel()
-        await database.engine.dispose()
+        await engine.dispose()
 
 
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
@@ -263,8 +211,7 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
 
     Use it as `SessionDep`: with FastAPI's default scope the commit would come after the response.
     """
-    database: Database = request.app.state.database
-    session = database.session()
+    session = Session(request.app.state.engine, expire_on_commit=False)
     with database_errors():
         try:
             yield session
@@ -294,13 +241,22 @@ _DRIVER_ERRORS = (
 _UNAVAILABLE_STATES = ("08", "28", "3D", "53", "57", "55P03", "25006", "42P01")
 
 
+# The one foreign key is the owner's: see tables.py.
+_FOREIGN_KEY_VIOLATION = "23503"
+
+
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn a driver's failure to serve into DatabaseUnavailable; a bug of ours stays what it is."""
+    """Turn a driver's failure to serve into DatabaseUnavailable; a bug of ours stays what it is.
+
+    A task for a user who is no longer there is InvalidToken: the token has outlived its user.
+    """
     try:
         yield
     except _DRIVER_ERRORS as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
+        if getattr(cause, "sqlstate", None) == _FOREIGN_KEY_VIOLATION:
+            raise InvalidToken("its user has been deleted") from error
         if not _is_unavailable(cause):
             raise
         raise DatabaseUnavailable(f"{type(cause).__name__}: {cause}") from error

@@ -9,7 +9,9 @@
     ├── TaskNotFound          404
     ├── BodyTooLarge          413
     ├── UnsupportedMediaType  415
-    └── DatabaseUnavailable   503
+    └── Unavailable           503
+        ├── DatabaseUnavailable
+        └── KeysUnavailable
 
 Input that fails validation is FastAPI's RequestValidationError, 422. Anything else is a bug, 500.
 """
@@ -101,8 +103,8 @@ class UnsupportedMediaType(ServiceError):
     detail = "Content-Type must be application/json"
 
 
-class DatabaseUnavailable(ServiceError):
-    """The database can't be reached, has no connection to spare, or did not answer in time."""
+class Unavailable(ServiceError):
+    """Something that the service needs does not serve it just now; the same request may succeed."""
 
     status = 503
     detail = "Service temporarily unavailable"
@@ -111,6 +113,14 @@ class DatabaseUnavailable(ServiceError):
     @property
     def headers(self) -> dict[str, str]:
         return {"Retry-After": "1"}
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database can't be reached, has no connection to spare, or did not answer in time."""
+
+
+class KeysUnavailable(Unavailable):
+    """Better Auth's keys can't be had; the token may be good, so it is not called invalid."""
 
 
 class ErrorBody(BaseModel):

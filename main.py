@@ -14,15 +14,16 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from db import open_database
+from db import open_engine
 from errors import UnhandledErrors, install_error_handlers
 from logs import request_ids_in_logs
-from middleware.auth import TokenVerifier
+from middleware.auth import open_verifier
 from middleware.cors import AllowedOrigins
 from middleware.request import RequestMiddleware
 from middleware.startup import PlainStartupErrors
 from routes import health, tasks
 from settings import get_settings
+from tables import kept_tables
 
 
 @asynccontextmanager
@@ -30,13 +31,17 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Check the settings, open the database, and close it at the end. Raises SettingsError."""
     settings = get_settings()
     with request_ids_in_logs():
-        async with open_database(settings) as database:
-            app.state.database = database
-            app.state.token_verifier = TokenVerifier(settings.better_auth_secret.get_secret_value())
+        async with (
+            open_verifier(settings) as token_verifier,
+            open_engine(settings) as engine,
+            kept_tables(engine),
+        ):
+            app.state.token_verifier = token_verifier
+            app.state.engine = engine
             try:
                 yield
             finally:
-                del app.state.database, app.state.token_verifier
+                del app.state.engine, app.state.token_verifier
 
 
 app = FastAPI(

@@ -7,14 +7,18 @@ Reading happens in `get_settings()`, never at import. What a database URL means 
 import os
 import re
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIN_SECRET_BYTES = 32
 
+_HTTP_URL = re.compile(
+    r"https?://(\[[0-9a-f:]+\]|[^\s/?#@:]+)(:\d{1,5})?(/[^\s?#]*)?", re.IGNORECASE
+)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+")
 
 
@@ -32,7 +36,14 @@ class Settings(BaseSettings):
     # Any PostgreSQL URL, or sqlite:///file.db.
     database_url: SecretStr = SecretStr("sqlite:///tasks.db")
     # The secret shared with the frontend, taken literally as UTF-8; at least 32 bytes.
-    better_auth_secret: SecretStr
+    # Required unless better_auth_url is set.
+    better_auth_secret: SecretStr | None = None
+    # The Better Auth server's URL, for tokens of its jwt() plugin; its origin is their iss and aud.
+    better_auth_url: str | None = None
+    # In place of what follows from better_auth_url.
+    better_auth_jwks_url: str | None = None
+    better_auth_issuer: str | None = None
+    better_auth_audience: str | None = None
     # Exact browser origins, comma-separated in the environment.
     allowed_origins: Annotated[frozenset[str], NoDecode] = frozenset({"http://localhost:3000"})
     # Connections of one process to PostgreSQL.
@@ -53,7 +64,9 @@ class Settings(BaseSettings):
 
     @field_validator("better_auth_secret")
     @classmethod
-    def _strong(cls, secret: SecretStr) -> SecretStr:
+    def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is None:
+            return None
         # Bytes of the environment that are not UTF-8 arrive as lone surrogates.
         size = len(secret.get_secret_value().encode("utf-8", "ignore"))
         if size < MIN_SECRET_BYTES:
@@ -62,6 +75,39 @@ class Settings(BaseSettings):
                 "and the same value as the frontend's; `openssl rand -base64 32` makes one"
             )
         return secret
+
+    @field_validator("better_auth_url", "better_auth_jwks_url")
+    @classmethod
+    def _http_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if not _HTTP_URL.fullmatch(url):
+            raise ValueError("must be a URL like https://app.example.com")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _some_token_is_acceptable(self) -> Self:
+        if self.better_auth_secret is None and self.better_auth_url is None:
+            raise ValueError(
+                "BETTER_AUTH_SECRET is missing: set it in the environment or in .env to the secret "
+                "of the frontend (see .env.example), or set BETTER_AUTH_URL"
+            )
+        return self
+
+    @property
+    def jwks_url(self) -> str:
+        """Where Better Auth publishes its keys."""
+        return self.better_auth_jwks_url or f"{self.better_auth_url}/api/auth/jwks"
+
+    @property
+    def issuer(self) -> str:
+        """The `iss` of Better Auth's own tokens."""
+        return self.better_auth_issuer or _origin(self.better_auth_url or "")
+
+    @property
+    def audience(self) -> str:
+        """The `aud` of Better Auth's own tokens."""
+        return self.better_auth_audience or _origin(self.better_auth_url or "")
 
     @field_validator("allowed_origins", mode="before")
     @classmethod
@@ -105,10 +151,14 @@ def _read(_environment: tuple[str | None, ...]) -> Settings:
         raise SettingsError(".env is not UTF-8 text: save it as UTF-8") from None
 
 
+def _origin(url: str) -> str:
+    """As a browser writes it: lower case, without path, trailing slash and default port."""
+    parts = urlsplit(url.lower())
+    default_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    return f"{parts.scheme}://{parts.netloc.removesuffix(default_port)}"
+
+
 def _sentence(error: ErrorDetails) -> str:
-    name = str(error["loc"][0]).upper()
-    if error["type"] == "missing":
-        return f"{name} is missing: set it in the environment or in .env (see .env.example)"
     if error["type"] == "value_error":
-        return f"{name} {error['ctx']['error']}"
-    return f"{name} is not usable: {error['msg'].lower()}"
+        return " ".join([*(str(name).upper() for name in error["loc"]), str(error["ctx"]["error"])])
+    return f"{str(error['loc'][0]).upper()} is not usable: {error['msg'].lower()}"

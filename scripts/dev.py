@@ -41,9 +41,12 @@ def write_env(example: Path, env: Path) -> None:
 
 def make_token(user: str) -> str:
     """A token for the user as the frontend would sign it. Raises SettingsError."""
+    secret = get_settings().better_auth_secret
+    if secret is None:
+        raise SettingsError("BETTER_AUTH_SECRET is not set: there is nothing to sign a token with")
     now = int(time.time())
     claims = {"sub": user, "iat": now, "exp": now + TOKEN_LIFETIME}
-    return jwt.encode(claims, get_settings().better_auth_secret.get_secret_value(), "HS256")
+    return jwt.encode(claims, secret.get_secret_value(), "HS256")
 
 
 def first_steps(host: str, port: int) -> str:

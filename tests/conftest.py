@@ -3,6 +3,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import asyncpg
 import httpx
@@ -11,14 +12,17 @@ from postgresql import PostgreSQL
 from support import SECRET, Caller
 
 from main import app
+from settings import Settings
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
-    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
-    server.start()
-    yield server
-    server.stop("immediate")
+def postgresql_server() -> Iterator[PostgreSQL]:
+    # Not in pytest's own folder, which each run closes to other users, PostgreSQL's among them.
+    with TemporaryDirectory(prefix="task-api-") as folder:
+        server = PostgreSQL(Path(folder))
+        server.start()
+        yield server
+        server.stop("immediate")
 
 
 @pytest.fixture
@@ -47,8 +51,8 @@ def database_url(request: pytest.FixtureRequest) -> str:
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Only what a test sets: no `.env` of the developer's, no setting of the shell's."""
     monkeypatch.chdir(tmp_path)
-    for name in ("DATABASE_URL", "ALLOWED_ORIGINS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET)
 
 

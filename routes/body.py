@@ -4,6 +4,7 @@
 A body parameter of FastAPI's own would be read and parsed before that.
 """
 
+import asyncio
 import re
 from typing import Any
 
@@ -12,9 +13,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from errors import BodyTooLarge, UnsupportedMediaType
+from errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024
+# Seconds for the whole body: a stop of the service waits for the requests that have begun.
+BODY_TIMEOUT = 5.0
 
 _JSON_TYPE = re.compile(r"application/(json|[a-z0-9.!#$&^_-]+\+json)")
 # An escaped NUL: an odd number of backslashes stands before the u. A raw one is not JSON at all.
@@ -24,9 +27,9 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 class JsonBody[T]:
     """A dependency that gives the body as a `T`.
 
-    Raises BodyTooLarge, UnsupportedMediaType, or RequestValidationError for anything that is not
-    a `T` in JSON of RFC 8259, malformed, NaN and lone surrogates among it, and for NUL, which
-    PostgreSQL can't keep.
+    Raises BodyTimeout, BodyTooLarge, UnsupportedMediaType, or RequestValidationError for anything
+    that is not a `T` in JSON of RFC 8259, malformed, NaN and lone surrogates among it, and for NUL,
+    which PostgreSQL can't keep.
     """
 
     def __init__(self, schema: type[T]) -> None:
@@ -72,10 +75,14 @@ async def _read(request: Request) -> bytes:
     if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
         raise BodyTooLarge(f"Content-Length {length[:20]}")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BodyTooLarge("chunked")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise BodyTooLarge("chunked")
+    except TimeoutError:
+        raise BodyTimeout(f"{len(body)} bytes in {BODY_TIMEOUT} s") from None
     return bytes(body)
 
 

@@ -3,10 +3,11 @@
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from service import serving
+from support import sign
 
 from scripts.dev import write_env
 from settings import Settings, get_settings
@@ -89,7 +90,9 @@ class TestSettings:
         monkeypatch.setenv("DATABASE_POOL_SIZE", "10")
         write_env(ROOT / ".env.example", env)
         assert env.stat().st_mode & 0o777 == 0o600
-        assert len(get_settings().better_auth_secret.get_secret_value()) >= 32
+        secret = get_settings().better_auth_secret
+        assert secret is not None
+        assert len(secret.get_secret_value()) >= 32
 
 
 def readme_session() -> list[tuple[str, str]]:
@@ -103,3 +106,36 @@ def readme_session() -> list[tuple[str, str]]:
     ]
     steps = re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]
     return [(command, output) for command, _, output in (step.partition("\n") for step in steps)]
+
+
+class TestReadme:
+    """The curl session of the README, typed in again."""
+
+    def steps(self) -> list[tuple[str, str]]:
+        """Each command and what it printed."""
+        readme = (ROOT / "README.md").read_text()
+        [session] = [
+            block
+            for block in re.findall(r"```console\n(.*?)```", readme, re.DOTALL)
+            if "curl" in block
+        ]
+        steps = re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]
+        return [(command, printed) for command, _, printed in (s.partition("\n") for s in steps)]
+
+    def without_times(self, text: str) -> str:
+        return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", "TIME", text)
+
+    def test_prints_what_it_says(self, tmp_path: Path) -> None:
+        steps = self.steps()
+        assert len(steps) > 10
+        with serving(tmp_path) as service:
+            script = "\n".join(f"{command}\necho; echo ---" for command, _ in steps)
+            script = script.replace("localhost:8000", f"127.0.0.1:{service.port}")
+            script = script.replace("make -s token USER=alice", f"echo {sign('alice')}")
+            printed = subprocess.run(
+                ["bash", "-eu", "-c", script], capture_output=True, text=True, check=True
+            ).stdout
+        for (command, expected), actual in zip(steps, printed.split("\n---\n"), strict=False):
+            assert self.without_times(actual.strip()) == self.without_times(expected.strip()), (
+                command
+            )

@@ -1,0 +1,110 @@
+# [Task]: T015 [From]: specs/requirements.md
+"""The service as users run it: a uvicorn process of its own, its log, and its databases."""
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import asyncpg
+import httpx
+from postgresql import PostgreSQL
+from support import SECRET
+
+ROOT = Path(__file__).parents[1]
+# Seconds: generous, since a busy machine is no bug.
+PATIENCE = 30.0
+
+
+def until[T](probe: Callable[[], T | None]) -> T:
+    """The first thing that `probe` finds."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := probe()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return found
+
+
+class Service:
+    """A `uvicorn main:app` on a free port, its working directory and log in `folder`."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._log = folder / f"service-{secrets.token_hex(4)}.log"
+        command = [sys.executable, "-m", "uvicorn", "main:app", "--app-dir", str(ROOT)]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--port", "0"],
+                cwd=folder,
+                env={"PATH": os.environ["PATH"], **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.port = 0
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def logged(self, request_id: str) -> list[str]:
+        """The log lines of a request that has been dealt with."""
+        return until(lambda: [line for line in self.log().splitlines() if request_id in line])
+
+    def wait_for_health(self) -> None:
+        self.port = int(until(self._find_port))
+        until(self._is_healthy)
+
+    def _is_healthy(self) -> bool:
+        url = f"http://127.0.0.1:{self.port}/health"
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(url, trust_env=False, timeout=PATIENCE).status_code == 200
+        return False
+
+    def _find_port(self) -> str | None:
+        assert self.process.poll() is None, self.log()
+        found = re.search(r"running on http://127\.0\.0\.1:(\d+)", self.log())
+        return found and found[1]
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{self.port}",
+            limits=httpx.Limits(max_connections=None),
+            timeout=PATIENCE,
+            trust_env=False,
+        )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def serving(folder: Path, **environment: str) -> contextlib.AbstractContextManager[Service]:
+    """A service with the suite's secret, from its first answer to its end by force."""
+    return running(Service(folder, {"BETTER_AUTH_SECRET": SECRET, **environment}))
+
+
+@contextlib.contextmanager
+def running(service: Service) -> Iterator[Service]:
+    try:
+        service.wait_for_health()
+        yield service
+    finally:
+        service.kill()
+
+
+def create_database(server: PostgreSQL) -> str:
+    """The URL of a new database."""
+    name = f"service_{secrets.token_hex(4)}"
+
+    async def create() -> None:
+        connection = await asyncpg.connect(server.url())
+        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.close()
+
+    asyncio.run(create())
+    return server.url(name)

@@ -1,0 +1,1122 @@
+# [Task]: T017 [From]: specs/requirements.md
+"""Which tokens are good, what the others are told, and that nothing else is looked at before."""
+
+import asyncio
+import base64
+import hmac
+import json
+import logging
+import string
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+from urllib.parse import quote
+
+import httpx
+import jwt
+import pytest
+import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from jwt.algorithms import HMACAlgorithm
+from starlette.types import Message, Receive
+from support import SECRET, Caller, assert_error, sign
+
+from main import app
+
+GOOD: Final = "good"
+MISSING: Final = "Missing authorization token"
+INVALID: Final = "Invalid token"
+EXPIRED: Final = "Token has expired"
+CHALLENGES = {
+    MISSING: "Bearer",
+    INVALID: 'Bearer error="invalid_token", error_description="Invalid token"',
+    EXPIRED: 'Bearer error="invalid_token", error_description="Token has expired"',
+}
+ABSENT: Final = object()
+BASE64URL = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+
+type OwnKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+
+
+# --- Tokens -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FromNow:
+    """A time relative to the test's run, since tables are made long before that."""
+
+    seconds: int
+
+
+def header(**members: object) -> dict[str, object]:
+    """The header of a good token, with these members in it, or out of it where ABSENT."""
+    merged = {"alg": "HS256", "typ": "JWT", **members}
+    return {name: value for name, value in merged.items() if value is not ABSENT}
+
+
+def claims(**members: object) -> dict[str, object]:
+    """The claims of a good token of Alice's, with these in it, or out of it where ABSENT."""
+    merged = {"sub": "alice", "iat": FromNow(0), "exp": FromNow(900), **members}
+    now = int(time.time())
+    return {
+        name: now + value.seconds if isinstance(value, FromNow) else value
+        for name, value in merged.items()
+        if value is not ABSENT
+    }
+
+
+def part(content: object) -> str:
+    """Bytes as they are, or anything else as JSON, in base64url."""
+    raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def decoded(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def token(
+    head: object = None,
+    payload: object = None,
+    *,
+    secret: str | bytes = SECRET,
+    digest: str = "sha256",
+) -> str:
+    """Signed by hand, since PyJWT would not sign most of what is sent here."""
+    head = header() if head is None else head
+    payload = claims() if payload is None else payload
+    return signed(f"{part(head)}.{part(payload)}", secret, digest)
+
+
+def signed(text: str, secret: str | bytes = SECRET, digest: str = "sha256") -> str:
+    key = secret.encode() if isinstance(secret, str) else secret
+    return f"{text}.{part(hmac.digest(key, text.encode(), digest))}"
+
+
+def token_of(size: int) -> str:
+    """A good token of exactly so many characters."""
+    for kid in ("", "k", "ki"):
+        spare = (size - len(token(header(kid=kid), claims(filler="")))) * 3 // 4
+        for length in range(spare - 3, spare + 3):
+            candidate = token(header(kid=kid), claims(filler="x" * length))
+            if len(candidate) == size:
+                return candidate
+    raise AssertionError(f"no token of {size} characters")
+
+
+@cache
+def own_key(algorithm: str) -> OwnKey:
+    match algorithm:
+        case "ES256":
+            return ec.generate_private_key(ec.SECP256R1())
+        case "EdDSA":
+            return ed25519.Ed25519PrivateKey.generate()
+        case _:
+            return rsa.generate_private_key(65537, 2048)
+
+
+def signed_with_own_key(algorithm: str, **headers: object) -> str:
+    return jwt.encode(claims(), own_key(algorithm), algorithm=algorithm, headers=headers)
+
+
+def public_jwk() -> dict[str, object]:
+    public = own_key("EdDSA").public_key()
+    return {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "x": part(public.public_bytes(Encoding.Raw, PublicFormat.Raw)),
+    }
+
+
+def with_public_key_as_secret(encoding: Encoding, alg: str) -> str:
+    public = own_key("RS256").public_key()
+    secret = public.public_bytes(encoding, PublicFormat.SubjectPublicKeyInfo)
+    return token(header(alg=alg), secret=secret)
+
+
+def padded(good: str) -> str:
+    """The good token with a byte more in its header, which needs padding then, and is signed so."""
+    text = part(decoded(good.split(".")[0]) + b" ")
+    return signed(f"{text}{'=' * (-len(text) % 4)}.{good.split('.')[1]}")
+
+
+def in_standard_alphabet(good: str) -> str:
+    """The good token, or a sibling whose signature has both, with `+` and `/` for `-` and `_`."""
+    number = 0
+    while not {"-", "_"} <= set(good.rpartition(".")[2]):
+        number += 1
+        good = token(payload=claims(jti=number))
+    text, _, signature = good.rpartition(".")
+    return f"{text}.{signature.replace('-', '+').replace('_', '/')}"
+
+
+def loose_spellings(signature: str) -> list[str]:
+    """The three that decode to the same 32 bytes, for two bits of the last character are unused."""
+    last = BASE64URL.index(signature[-1])
+    return [signature[:-1] + BASE64URL[other] for other in range(last + 1, last + 4)]
+
+
+def with_loose_bits(good: str) -> str:
+    return with_part(good, 2, loose_spellings(good.split(".")[2])[0])
+
+
+def with_part(good: str, index: int, replacement: str) -> str:
+    parts = good.split(".")
+    parts[index] = replacement
+    return ".".join(parts)
+
+
+# --- Requests and verdicts --------------------------------------------------------------------
+
+
+def tasks_of(user: str) -> str:
+    return f"/api/{quote(user, safe='', errors='replace')}/tasks"
+
+
+async def ask(
+    client: httpx.AsyncClient, *authorization: str | bytes, user: str = "alice"
+) -> httpx.Response:
+    """List the user's tasks with these Authorization headers, sent byte by byte."""
+    headers = [
+        (b"Authorization", value.encode() if isinstance(value, str) else value)
+        for value in authorization
+    ]
+    return await client.get(tasks_of(user), headers=headers)
+
+
+def assert_verdict(response: httpx.Response, verdict: str) -> None:
+    if verdict == GOOD:
+        assert response.status_code == 200, response.text
+        assert response.json() == []
+        assert "www-authenticate" not in response.headers
+    else:
+        assert_error(response, 401, verdict)
+        assert response.headers.get_list("www-authenticate") == [CHALLENGES[verdict]]
+
+
+@pytest_asyncio.fixture(scope="class", loop_scope="class")
+async def sqlite_client(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[httpx.AsyncClient]:
+    """One client for a whole class, of a database that nothing is stored in."""
+    folder = tmp_path_factory.mktemp("auth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("ALLOWED_ORIGINS", "BETTER_AUTH_URL"):
+            patch.delenv(name, raising=False)
+        patch.setenv("DATABASE_URL", f"sqlite:///{folder}/tasks.db")
+        patch.setenv("BETTER_AUTH_SECRET", SECRET)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        ):
+            yield client
+
+
+# --- The matrix -------------------------------------------------------------------------------
+
+CLAIMS: dict[str, tuple[dict[str, object], str]] = {
+    "exp missing": ({"exp": ABSENT}, INVALID),
+    "exp a string": ({"exp": "4102444800"}, INVALID),
+    "exp true": ({"exp": True}, INVALID),
+    "exp null": ({"exp": None}, INVALID),
+    "exp a list": ({"exp": [4102444800]}, INVALID),
+    "exp NaN": ({"exp": float("nan")}, INVALID),
+    "exp Infinity": ({"exp": float("inf")}, INVALID),
+    "exp -Infinity": ({"exp": float("-inf")}, INVALID),
+    "exp 1e300": ({"exp": 1e300}, INVALID),
+    "exp negative": ({"exp": -1}, INVALID),
+    "exp a huge int": ({"exp": 10**30}, INVALID),
+    "exp in milliseconds": ({"exp": 4102444800000}, INVALID),
+    "exp a float": ({"exp": 4102444800.5}, GOOD),
+    "exp an hour ahead": ({"exp": FromNow(3600)}, GOOD),
+    "exp 5 s past": ({"exp": FromNow(-5)}, GOOD),
+    "exp 11 s past": ({"exp": FromNow(-11)}, EXPIRED),
+    "exp an hour past": ({"exp": FromNow(-3600)}, EXPIRED),
+    "exp zero": ({"exp": 0}, EXPIRED),
+    "exp a past float": ({"exp": 1.5}, EXPIRED),
+    "iat missing": ({"iat": ABSENT}, GOOD),
+    "iat 25 s ahead": ({"iat": FromNow(25)}, GOOD),
+    "iat 60 s ahead": ({"iat": FromNow(60)}, INVALID),
+    "iat a year past": ({"iat": FromNow(-31_536_000)}, GOOD),
+    "iat a float": ({"iat": 1.5}, GOOD),
+    "iat a string": ({"iat": "1"}, INVALID),
+    "iat true": ({"iat": True}, INVALID),
+    "iat null": ({"iat": None}, INVALID),
+    "iat NaN": ({"iat": float("nan")}, INVALID),
+    "iat an object": ({"iat": {}}, INVALID),
+    "nbf now": ({"nbf": FromNow(0)}, GOOD),
+    "nbf 25 s ahead": ({"nbf": FromNow(25)}, GOOD),
+    "nbf 60 s ahead": ({"nbf": FromNow(60)}, INVALID),
+    "nbf a string": ({"nbf": "1"}, INVALID),
+    "nbf false": ({"nbf": False}, INVALID),
+    "nbf null": ({"nbf": None}, INVALID),
+    "nbf 1e300": ({"nbf": 1e300}, INVALID),
+    "sub missing": ({"sub": ABSENT}, INVALID),
+    "sub a number": ({"sub": 7}, INVALID),
+    "sub true": ({"sub": True}, INVALID),
+    "sub null": ({"sub": None}, INVALID),
+    "sub empty": ({"sub": ""}, INVALID),
+    "sub a list": ({"sub": ["alice"]}, INVALID),
+    "sub an object": ({"sub": {"id": "alice"}}, INVALID),
+    "sub 255 characters": ({"sub": "a" * 255}, GOOD),
+    "sub 256 characters": ({"sub": "a" * 256}, INVALID),
+    "sub 255 characters beyond the BMP": ({"sub": "𝄞" * 255}, GOOD),
+    "sub 256 characters beyond the BMP": ({"sub": "𝄞" * 256}, INVALID),
+    "sub with a space and punctuation": ({"sub": "auth0|1 2'3@b.co"}, GOOD),
+    "sub not Latin": ({"sub": "日本"}, GOOD),
+    "sub with NUL": ({"sub": "ali\0ce"}, INVALID),
+    "sub with a newline": ({"sub": "alice\n"}, INVALID),
+    "sub with DEL": ({"sub": "ali\x7fce"}, INVALID),
+    "sub with a C1 control": ({"sub": "ali\x85ce"}, INVALID),
+    "sub with a lone surrogate": ({"sub": "ali\ud800ce"}, INVALID),
+    "Better Auth's session cookie cache": (
+        {"sub": ABSENT, "session": {"userId": "alice"}, "user": {"id": "alice"}, "version": "1"},
+        INVALID,
+    ),
+    "Better Auth's e-mail verification": ({"sub": ABSENT, "email": "alice@b.co"}, INVALID),
+    "Better Auth's change of e-mail": (
+        {
+            "sub": ABSENT,
+            "email": "alice@b.co",
+            "updateTo": "alice@c.co",
+            "requestType": "change-email-verification",
+        },
+        INVALID,
+    ),
+    "a whole Better Auth user": (
+        {"id": "alice", "email": "alice@b.co", "iss": "https://a.co", "aud": "https://a.co"},
+        GOOD,
+    ),
+}
+
+# Each signed with HMAC-SHA256 and the secret, so that nothing but the header decides.
+HEADERS: dict[str, tuple[dict[str, object], str]] = {
+    "typ absent": ({"typ": ABSENT}, GOOD),
+    "typ JWT": ({"typ": "JWT"}, GOOD),
+    "typ jwt": ({"typ": "jwt"}, GOOD),
+    "typ at+jwt": ({"typ": "at+jwt"}, GOOD),
+    "typ of Better Auth's session cache": ({"typ": "better-auth.session-cache+jwt"}, INVALID),
+    "typ JWE": ({"typ": "JWE"}, INVALID),
+    "typ empty": ({"typ": ""}, INVALID),
+    "typ a number": ({"typ": 1}, INVALID),
+    "typ null": ({"typ": None}, INVALID),
+    "typ a list": ({"typ": ["JWT"]}, INVALID),
+    "crit of an unknown extension": ({"crit": ["urn:x"], "urn:x": 1}, INVALID),
+    "crit of a known member": ({"crit": ["exp"], "exp": 1}, INVALID),
+    "crit empty": ({"crit": []}, INVALID),
+    "crit null": ({"crit": None}, INVALID),
+    "crit a string": ({"crit": "b64"}, INVALID),
+    "crit of b64 true": ({"crit": ["b64"], "b64": True}, INVALID),
+    "b64 false": ({"b64": False}, INVALID),
+    "b64 false and crit": ({"b64": False, "crit": ["b64"]}, INVALID),
+    "jku": ({"jku": "http://127.0.0.1:9/jwks.json"}, GOOD),
+    "x5u": ({"x5u": "http://127.0.0.1:9/key.pem"}, GOOD),
+    "jwk": ({"jwk": {"kty": "oct", "k": part(b"k" * 32)}}, GOOD),
+    "kid": ({"kid": "../../dev/null"}, GOOD),
+    "kid a number": ({"kid": 7}, INVALID),
+    "an unknown member": ({"cty": "x", "urn:x": [1]}, GOOD),
+    "alg hs256": ({"alg": "hs256"}, INVALID),
+    "alg with a space": ({"alg": "HS256 "}, INVALID),
+    "alg missing": ({"alg": ABSENT}, INVALID),
+    "alg null": ({"alg": None}, INVALID),
+    "alg empty": ({"alg": ""}, INVALID),
+    "alg a list": ({"alg": ["HS256"]}, INVALID),
+    "alg a number": ({"alg": 256}, INVALID),
+    "alg none": ({"alg": "none"}, INVALID),
+    "alg None": ({"alg": "None"}, INVALID),
+    "alg NONE": ({"alg": "NONE"}, INVALID),
+    "alg nOnE": ({"alg": "nOnE"}, INVALID),
+    "alg HS384 over SHA-256": ({"alg": "HS384"}, INVALID),
+    "alg RS256 over the secret": ({"alg": "RS256"}, INVALID),
+    "alg EdDSA over the secret": ({"alg": "EdDSA"}, INVALID),
+    "alg dir": ({"alg": "dir", "enc": "A256GCM"}, INVALID),
+}
+
+# Of a member given twice the last one counts (RFC 7515 §4).
+RAW_HEADERS: dict[str, tuple[bytes, str]] = {
+    "alg HS256 then none": (b'{"alg":"HS256","alg":"none"}', INVALID),
+    "alg none then HS256": (b'{"alg":"none","alg":"HS256"}', GOOD),
+    "not JSON": (b'{"alg":"HS256"', INVALID),
+    "not UTF-8": (b'{"alg":"HS256","kid":"\xff"}', INVALID),
+    "binary": (b"\x00\xff\x00", INVALID),
+    "a string": (b'"HS256"', INVALID),
+    "a list": (b'["alg","HS256"]', INVALID),
+    "null": (b"null", INVALID),
+    "a number": (b"256", INVALID),
+    "nested deep": (b"[" * 2500 + b"]" * 2500, INVALID),
+    "nested deep and not closed": (b'{"alg":' * 750, INVALID),
+}
+
+RAW_PAYLOADS: dict[str, bytes] = {
+    "a list": b'["alice"]',
+    "a string": b'"alice"',
+    "a number": b"4102444800",
+    "null": b"null",
+    "true": b"true",
+    "not JSON": b"sub=alice&exp=4102444800",
+    "cut off": b'{"sub":"alice","exp":4102444800',
+    "with something behind it": b'{"sub":"alice","exp":4102444800} x',
+    "not UTF-8": b'{"sub":"alice\xff","exp":4102444800}',
+    "a surrogate in UTF-8": b'{"sub":"alice\xed\xa0\x80","exp":4102444800}',
+    "exp of 5,000 digits": b'{"sub":"alice","exp":' + b"9" * 5000 + b"}",
+    "exp beyond a float": b'{"sub":"alice","exp":1e999}',
+    "nested deep": b"[" * 2500 + b"]" * 2500,
+    "nested deep and not closed": b'{"sub":' * 750,
+}
+
+FORGERIES: dict[str, Callable[[], str]] = {
+    "alg none and no signature": lambda: f"{part(header(alg='none'))}.{part(claims())}.",
+    "alg None and no signature": lambda: f"{part(header(alg='None'))}.{part(claims())}.",
+    "alg none and no dot": lambda: f"{part(header(alg='none'))}.{part(claims())}",
+    "alg HS256 and no signature": lambda: f"{part(header())}.{part(claims())}.",
+    "HS384 with the secret": lambda: token(header(alg="HS384"), digest="sha384"),
+    "HS512 with the secret": lambda: token(header(alg="HS512"), digest="sha512"),
+    "HS256 over SHA-512": lambda: token(digest="sha512"),
+    "HS256 over SHA-1": lambda: token(digest="sha1"),
+    "another secret": lambda: sign("alice", secret="another secret, quite as long as ours is"),
+    "the secret cut short": lambda: sign("alice", secret=SECRET[:-1]),
+    "the secret's first 32 bytes": lambda: sign("alice", secret=SECRET[:32]),
+    "the secret and a newline": lambda: sign("alice", secret=SECRET + "\n"),
+    "the secret in capitals": lambda: sign("alice", secret=SECRET.upper()),
+    "an empty secret": lambda: token(secret=""),
+    "another secret and an old exp": lambda: token(
+        payload=claims(exp=1), secret="another secret, quite as long as ours is"
+    ),
+    "RS256": lambda: signed_with_own_key("RS256"),
+    "PS256": lambda: signed_with_own_key("PS256"),
+    "ES256": lambda: signed_with_own_key("ES256"),
+    "EdDSA": lambda: signed_with_own_key("EdDSA", kid="k" * 32),
+    "EdDSA that brings its key": lambda: signed_with_own_key("EdDSA", jwk=public_jwk()),
+    "HS256 that brings its key": lambda: token(
+        header(jwk={"kty": "oct", "k": part(b"k" * 32)}), secret=b"k" * 32
+    ),
+    "HS256 with a kid of an empty file": lambda: token(header(kid="../../dev/null"), secret=""),
+    "a public key in PEM as the secret": lambda: with_public_key_as_secret(Encoding.PEM, "HS256"),
+    "a public key in DER as the secret": lambda: with_public_key_as_secret(Encoding.DER, "HS256"),
+    "a public key as the secret, said to be RS256": lambda: with_public_key_as_secret(
+        Encoding.PEM, "RS256"
+    ),
+    "JWE": lambda: (
+        f"{part({'alg': 'dir', 'enc': 'A256GCM'})}..{part(b'i' * 12)}.YQ.{part(b't' * 16)}"
+    ),
+    "JWE with an encrypted key": lambda: ".".join(
+        [part({"alg": "A256KW", "enc": "A256GCM"}), part(b"k" * 40), part(b"i" * 12), "YQ", "YQ"]
+    ),
+    "a session token of Better Auth's": lambda: "x" * 32,
+}
+
+# Good but for their size, where they are tokens at all.
+OVERSIZED: dict[str, Callable[[], str]] = {
+    "8,193 bytes": lambda: token_of(8193),
+    "10 MB": lambda: token(payload=claims(filler="x" * 7_500_000)),
+    "10 MB of letters": lambda: "x" * 10_000_000,
+    "10 MB of dots": lambda: "." * 10_000_000,
+}
+
+# Of a good token, whose verdict is remembered by then.
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "one part": lambda good: good.replace(".", ""),
+    "two parts": lambda good: good.rpartition(".")[0],
+    "no header": lambda good: with_part(good, 0, ""),
+    "no payload": lambda good: with_part(good, 1, ""),
+    "no signature": lambda good: with_part(good, 2, ""),
+    "only dots": lambda _: "..",
+    "four parts": lambda good: f"{good}.YQ",
+    "a dot at the end": lambda good: f"{good}.",
+    "a dot at the start": lambda good: f".{good}",
+    "five parts": lambda good: f"{good}.YQ.YQ",
+    "padding": lambda good: f"{good}=",
+    "padding in the header": lambda good: good.replace(".", "==.", 1),
+    "padding that is signed": padded,
+    "a space within": lambda good: good.replace(".", ". ", 1),
+    "a tab at the end": lambda good: f"{good}\t",
+    "a second word": lambda good: f"{good} x",
+    "a comma and a second token": lambda good: f"{good}, Bearer {good}",
+    "in quotes": lambda good: f'"{good}"',
+    "not ASCII": lambda good: f"{good}é",
+    "a full-width dot": lambda good: good.replace(".", "\uff0e", 1),
+    "a full-width letter": lambda good: good.replace("e", "\uff45", 1),
+    "percent-encoded": lambda good: good.replace(".", "%2E"),
+    "the standard alphabet": in_standard_alphabet,
+    "the signature in capitals": lambda good: with_part(good, 2, good.split(".")[2].upper()),
+    "the signature cut short": lambda good: good[:-1],
+    "the signature made longer": lambda good: f"{good}A",
+    "the signature twice": lambda good: good + good.split(".")[2],
+    "the signature of another token": lambda good: with_part(good, 2, sign("bob").split(".")[2]),
+    "the claims of another token": lambda good: with_part(good, 1, sign("bob").split(".")[1]),
+    "another header": lambda good: with_part(good, 0, part(header(kid="x"))),
+    "the whole token in base64url": lambda good: part(good.encode()),
+}
+
+
+@pytest.mark.asyncio(loop_scope="class")
+class TestTokens:
+    @pytest.mark.parametrize(("members", "verdict"), CLAIMS.values(), ids=CLAIMS)
+    async def test_are_judged_by_their_claims(
+        self, sqlite_client: httpx.AsyncClient, members: dict[str, object], verdict: str
+    ) -> None:
+        sub = members.get("sub")
+        user = sub if isinstance(sub, str) and sub else "alice"
+        judged = token(payload=claims(**members))
+        assert_verdict(await ask(sqlite_client, f"Bearer {judged}", user=user), verdict)
+
+    @pytest.mark.parametrize(("members", "verdict"), HEADERS.values(), ids=HEADERS)
+    async def test_are_judged_by_their_header(
+        self, sqlite_client: httpx.AsyncClient, members: dict[str, object], verdict: str
+    ) -> None:
+        judged = token(header(**members))
+        assert_verdict(await ask(sqlite_client, f"Bearer {judged}"), verdict)
+
+    @pytest.mark.parametrize(("raw", "verdict"), RAW_HEADERS.values(), ids=RAW_HEADERS)
+    async def test_have_an_object_as_their_header(
+        self, sqlite_client: httpx.AsyncClient, raw: bytes, verdict: str
+    ) -> None:
+        judged = token(raw)
+        assert len(judged) <= 8192
+        assert_verdict(await ask(sqlite_client, f"Bearer {judged}"), verdict)
+
+    @pytest.mark.parametrize("raw", RAW_PAYLOADS.values(), ids=RAW_PAYLOADS)
+    async def test_have_an_object_of_good_claims_as_their_payload(
+        self, sqlite_client: httpx.AsyncClient, raw: bytes
+    ) -> None:
+        judged = token(payload=raw)
+        assert len(judged) <= 8192
+        assert_verdict(await ask(sqlite_client, f"Bearer {judged}"), INVALID)
+
+    @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+    async def test_of_anyone_else_are_refused(
+        self, sqlite_client: httpx.AsyncClient, forge: Callable[[], str]
+    ) -> None:
+        assert_verdict(await ask(sqlite_client, f"Bearer {forge()}"), INVALID)
+
+    @pytest.mark.parametrize("respell", SPELLINGS.values(), ids=SPELLINGS)
+    async def test_have_one_spelling(
+        self, sqlite_client: httpx.AsyncClient, respell: Callable[[str], str]
+    ) -> None:
+        good = sign("alice")
+        assert_verdict(await ask(sqlite_client, f"Bearer {good}"), GOOD)
+        assert_verdict(await ask(sqlite_client, f"Bearer {respell(good)}"), INVALID)
+
+    async def test_end_in_a_character_without_loose_bits(
+        self, sqlite_client: httpx.AsyncClient
+    ) -> None:
+        text, _, signature = sign("alice").rpartition(".")
+        for respelt in loose_spellings(signature):
+            assert decoded(respelt) == decoded(signature)
+            assert_verdict(await ask(sqlite_client, f"Bearer {text}.{respelt}"), INVALID)
+        assert_verdict(await ask(sqlite_client, f"Bearer {text}.{signature}"), GOOD)
+
+    async def test_are_signed_to_the_last_character(self, sqlite_client: httpx.AsyncClient) -> None:
+        text, _, signature = sign("alice").rpartition(".")
+        assert_verdict(await ask(sqlite_client, f"Bearer {text}.{signature}"), GOOD)
+        for position, character in enumerate(signature):
+            # Half an alphabet away: no bit pattern that decoding would drop.
+            other = BASE64URL[(BASE64URL.index(character) + 32) % 64]
+            changed = signature[:position] + other + signature[position + 1 :]
+            assert_verdict(await ask(sqlite_client, f"Bearer {text}.{changed}"), INVALID)
+
+    async def test_may_be_8_kib_long(self, sqlite_client: httpx.AsyncClient) -> None:
+        assert_verdict(await ask(sqlite_client, f"Bearer {token_of(8192)}"), GOOD)
+
+    @pytest.mark.parametrize("make", OVERSIZED.values(), ids=OVERSIZED)
+    async def test_may_not_be_longer(
+        self, sqlite_client: httpx.AsyncClient, make: Callable[[], str]
+    ) -> None:
+        assert_verdict(await ask(sqlite_client, f"Bearer {make()}"), INVALID)
+
+    async def test_never_make_the_service_fetch_a_key(
+        self, sqlite_client: httpx.AsyncClient
+    ) -> None:
+        visitors: asyncio.Queue[int] = asyncio.Queue()
+
+        async def note(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            visitors.put_nowait(writer.get_extra_info("peername")[1])
+            writer.close()
+
+        async with await asyncio.start_server(note, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            url = f"http://127.0.0.1:{port}/jwks.json"
+            judged = token(header(jku=url, x5u=url, kid=url))
+            assert_verdict(await ask(sqlite_client, f"Bearer {judged}"), GOOD)
+            forged = signed_with_own_key("EdDSA", jku=url, x5u=url, kid=url)
+            assert_verdict(await ask(sqlite_client, f"Bearer {forged}"), INVALID)
+            # Visitors come in order, so any other one would be seen before this one.
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await visitors.get() == writer.get_extra_info("sockname")[1]
+            writer.close()
+            await writer.wait_closed()
+
+
+# --- The header -------------------------------------------------------------------------------
+
+# `{}` stands for a good token.
+AUTHORIZATIONS: dict[str, tuple[list[str], str]] = {
+    "absent": ([], MISSING),
+    "empty": ([""], MISSING),
+    "a space": ([" "], MISSING),
+    "Bearer alone": (["Bearer"], MISSING),
+    "Bearer and a space": (["Bearer "], MISSING),
+    "Bearer and spaces": (["Bearer    "], MISSING),
+    "Basic": (["Basic YWxpY2U6c2VjcmV0"], MISSING),
+    "Basic and a token": (["Basic {}"], MISSING),
+    "JWT and a token": (["JWT {}"], MISSING),
+    "a longer scheme": (["Bearers {}"], MISSING),
+    "a colon": (["Bearer:{}"], MISSING),
+    "a tab": (["Bearer\t{}"], MISSING),
+    "no space": (["Bearer{}"], MISSING),
+    "no scheme": (["{}"], MISSING),
+    "a token before the scheme": (["{} Bearer"], MISSING),
+    "twice the same": (["Bearer {}", "Bearer {}"], MISSING),
+    "a good one and a bad one": (["Bearer {}", "Bearer x"], MISSING),
+    "a bad one and a good one": (["Bearer x", "Bearer {}"], MISSING),
+    "an empty one and a good one": (["", "Bearer {}"], MISSING),
+    "a good one and Basic": (["Bearer {}", "Basic YWxpY2U6c2VjcmV0"], MISSING),
+    "Bearer": (["Bearer {}"], GOOD),
+    "bearer": (["bearer {}"], GOOD),
+    "BEARER": (["BEARER {}"], GOOD),
+    "bEaReR": (["bEaReR {}"], GOOD),
+    "two spaces": (["Bearer  {}"], GOOD),
+    "a word": (["Bearer x"], INVALID),
+    "Bearer twice": (["Bearer Bearer {}"], INVALID),
+}
+
+
+class TestAuthorizationHeader:
+    @pytest.mark.parametrize(("values", "verdict"), AUTHORIZATIONS.values(), ids=AUTHORIZATIONS)
+    async def test_is_one_bearer_token(
+        self, client: httpx.AsyncClient, values: list[str], verdict: str
+    ) -> None:
+        good = sign("alice")
+        assert_verdict(await ask(client, *(value.format(good) for value in values)), verdict)
+
+    @pytest.mark.parametrize("name", ["token", "access_token", "authorization", "jwt"])
+    async def test_has_no_substitute_in_the_query(
+        self, client: httpx.AsyncClient, name: str
+    ) -> None:
+        for value in (sign("alice"), f"Bearer {sign('alice')}"):
+            response = await client.get("/api/alice/tasks", params={name: value})
+            assert_verdict(response, MISSING)
+
+    @pytest.mark.parametrize(
+        "name", ["token", "access_token", "Authorization", "better-auth.session_token"]
+    )
+    async def test_has_no_substitute_in_a_cookie(
+        self, client: httpx.AsyncClient, name: str
+    ) -> None:
+        cookie = {"Cookie": f"{name}={sign('alice')}"}
+        assert_verdict(await client.get("/api/alice/tasks", headers=cookie), MISSING)
+
+    async def test_has_no_substitute_in_a_body(self, client: httpx.AsyncClient) -> None:
+        response = await client.post(
+            "/api/alice/tasks", data={"access_token": sign("alice"), "title": "Buy milk"}
+        )
+        assert_verdict(response, MISSING)
+
+    @pytest.mark.parametrize("name", ["Proxy-Authorization", "X-Authorization", "X-Access-Token"])
+    async def test_has_no_substitute_in_another_header(
+        self, client: httpx.AsyncClient, name: str
+    ) -> None:
+        headers = {name: f"Bearer {sign('alice')}"}
+        assert_verdict(await client.get("/api/alice/tasks", headers=headers), MISSING)
+
+
+# --- The six operations -----------------------------------------------------------------------
+
+OPERATIONS = {
+    "list": ("GET", ""),
+    "create": ("POST", ""),
+    "get": ("GET", "/{}"),
+    "update": ("PUT", "/{}"),
+    "delete": ("DELETE", "/{}"),
+    "complete": ("PATCH", "/{}/complete"),
+}
+BODIES = {"create": {"title": "Mine"}, "update": {"title": "Mine"}, "complete": {"completed": True}}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An input that a caller who may pass would be told is wrong."""
+
+    statuses: set[int]
+    content: bytes = b'{"title":"Buy milk","completed":true}'
+    media_type: str = "application/json"
+    task_id: str = "1"
+
+
+MISTAKES = {
+    "malformed JSON": Mistake({422}, content=b'{"title":'),
+    "not an object": Mistake({422}, content=b"[1]"),
+    "not JSON's content type": Mistake({415, 422}, media_type="text/plain"),
+    "an oversized body": Mistake({413}, content=b'{"title":"' + b"x" * 65536 + b'"}'),
+    "a malformed task id": Mistake({404, 422}, task_id="0x1"),
+    "a task id with a NUL": Mistake({404, 422}, task_id="1%00"),
+    "a task id beyond 64 bits": Mistake({404, 422}, task_id=str(2**63)),
+}
+
+
+async def send(
+    client: httpx.AsyncClient, operation: str, mistake: Mistake, bearer: str | None
+) -> httpx.Response:
+    method, path = OPERATIONS[operation]
+    headers = {"Content-Type": mistake.media_type}
+    if bearer is not None:
+        headers["Authorization"] = f"Bearer {bearer}"
+    return await client.request(
+        method,
+        tasks_of("alice") + path.format(mistake.task_id),
+        content=mistake.content,
+        headers=headers,
+    )
+
+
+def matters(operation: str, mistake: Mistake) -> bool:
+    """Whether the operation looks at what is wrong."""
+    return operation in BODIES if mistake.task_id == "1" else "{}" in OPERATIONS[operation][1]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+class TestEveryOperation:
+    async def test_asks_for_a_token_before_all_else(
+        self, client: httpx.AsyncClient, operation: str
+    ) -> None:
+        for mistake in MISTAKES.values():
+            assert_verdict(await send(client, operation, mistake, None), MISSING)
+
+    async def test_refuses_a_forged_token_before_all_else(
+        self, client: httpx.AsyncClient, operation: str
+    ) -> None:
+        for mistake in MISTAKES.values():
+            forged = token(secret="another secret, quite as long as ours is")
+            assert_verdict(await send(client, operation, mistake, forged), INVALID)
+
+    async def test_refuses_an_expired_token_before_all_else(
+        self, client: httpx.AsyncClient, operation: str
+    ) -> None:
+        for mistake in MISTAKES.values():
+            response = await send(client, operation, mistake, sign("alice", exp=1))
+            assert_verdict(response, EXPIRED)
+
+    async def test_refuses_another_user_before_it_looks_at_the_input(
+        self, client: httpx.AsyncClient, operation: str
+    ) -> None:
+        for mistake in MISTAKES.values():
+            response = await send(client, operation, mistake, sign("bob"))
+            assert_error(response, 403, "Access denied")
+            assert "www-authenticate" not in response.headers
+
+    async def test_tells_the_owner_what_is_wrong_with_the_input(
+        self, client: httpx.AsyncClient, operation: str
+    ) -> None:
+        for mistake in MISTAKES.values():
+            response = await send(client, operation, mistake, sign("alice"))
+            expected = mistake.statuses if matters(operation, mistake) else {200, 201, 404}
+            assert response.status_code in expected, response.text
+
+    async def test_leaves_a_foreign_task_alone(
+        self, client: httpx.AsyncClient, alice: Caller, operation: str
+    ) -> None:
+        task = await alice.add()
+        method, path = OPERATIONS[operation]
+        response = await client.request(
+            method,
+            alice.tasks + path.format(task["id"]),
+            json=BODIES.get(operation),
+            headers={"Authorization": f"Bearer {sign('bob')}"},
+        )
+        assert_error(response, 403, "Access denied")
+        assert (await alice.get()).json() == [task]
+
+    async def test_lets_the_owner_pass(self, alice: Caller, operation: str) -> None:
+        task = await alice.add()
+        method, path = OPERATIONS[operation]
+        response = await alice.request(method, path.format(task["id"]), json=BODIES.get(operation))
+        assert response.is_success, response.text
+
+    @pytest.mark.parametrize("bearer", ["none", "forged", "another user's"])
+    @pytest.mark.usefixtures("client")
+    async def test_reads_no_body_before_its_verdict(self, operation: str, bearer: str) -> None:
+        async def receive() -> Message:
+            pytest.fail("the body was read")
+
+        authorization = {
+            "none": [],
+            "forged": [f"Bearer {token(secret='wrong')}"],
+            "another user's": [f"Bearer {sign('bob')}"],
+        }[bearer]
+        start, _ = await drive(operation, authorization, receive)
+        assert start["status"] == (403 if bearer == "another user's" else 401)
+
+    @pytest.mark.usefixtures("client")
+    async def test_reads_an_owner_s_body_where_it_takes_one(self, operation: str) -> None:
+        chunks: list[Message] = [
+            {"type": "http.request", "body": b'{"title":', "more_body": True},
+            {"type": "http.request", "body": b"", "more_body": False},
+        ]
+
+        async def receive() -> Message:
+            return chunks.pop(0)
+
+        start, _ = await drive(operation, [f"Bearer {sign('alice')}"], receive)
+        assert (start["status"], len(chunks)) == {
+            "list": (200, 2),
+            "create": (422, 0),
+            "get": (404, 2),
+            "update": (422, 0),
+            "delete": (404, 2),
+            "complete": (422, 0),
+        }[operation]
+
+
+async def drive(operation: str, authorization: list[str], receive: Receive) -> list[Message]:
+    """What the app sends for a chunked request of this operation on Alice's tasks."""
+    method, path = OPERATIONS[operation]
+    path = "/api/alice/tasks" + path.format(1)
+    headers = [
+        (b"host", b"test"),
+        (b"content-type", b"application/json"),
+        (b"transfer-encoding", b"chunked"),
+        *((b"authorization", value.encode()) for value in authorization),
+    ]
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 1234),
+        "server": ("test", 80),
+    }
+    await app(scope, receive, send)
+    return sent
+
+
+class TestAccessDenied:
+    async def test_says_the_same_whatever_exists(
+        self, client: httpx.AsyncClient, alice: Caller
+    ) -> None:
+        task = await alice.add()
+        paths = [
+            alice.tasks,
+            tasks_of("nobody"),
+            f"{alice.tasks}/{task['id']}",
+            f"{alice.tasks}/{task['id'] + 1}",
+            f"{tasks_of('nobody')}/{task['id']}",
+            f"{tasks_of('nobody')}/0",
+            tasks_of("x" * 256),
+            tasks_of("\0"),
+        ]
+        answers = []
+        for path in paths:
+            response = await client.get(path, headers={"Authorization": f"Bearer {sign('bob')}"})
+            assert_error(response, 403, "Access denied")
+            del response.headers["x-request-id"]
+            answers.append((response.content, response.headers.raw))
+        assert answers[0][0] == b'{"detail":"Access denied"}'
+        assert answers == answers[:1] * len(paths)
+
+    @pytest.mark.parametrize(
+        ("sub", "path"),
+        [
+            ("alice", "Alice"),
+            ("Alice", "alice"),
+            ("alice", "alice%20"),
+            ("alice", "%20alice"),
+            ("alice", "alic%65%00"),
+            ("alice", "al%69ce%2F"),
+            ("alice", "%2561lice"),
+            ("%61lice", "%61lice"),
+            ("caf\u00e9", "cafe%CC%81"),
+            ("a/b", "a%252Fb"),
+            ("1", "01"),
+            ("1", "%EF%BC%91"),
+        ],
+        ids=ascii,
+    )
+    async def test_meets_an_id_that_only_looks_alike(
+        self, client: httpx.AsyncClient, sub: str, path: str
+    ) -> None:
+        headers = {"Authorization": f"Bearer {sign(sub)}"}
+        own = await client.get(tasks_of(sub), headers=headers)
+        assert_verdict(own, GOOD)
+        response = await client.get(f"/api/{path}/tasks", headers=headers)
+        assert_error(response, 403, "Access denied")
+
+
+class TestMissingToken:
+    async def test_is_told_without_an_error_code(self, client: httpx.AsyncClient) -> None:
+        response = await client.get("/api/alice/tasks")
+        assert response.status_code == 401
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.content == b'{"detail":"Missing authorization token"}'
+
+
+class TestInvalidToken:
+    async def test_is_told_with_an_error_code(self, client: httpx.AsyncClient) -> None:
+        response = await ask(client, "Bearer x")
+        assert response.status_code == 401
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["www-authenticate"] == (
+            'Bearer error="invalid_token", error_description="Invalid token"'
+        )
+        assert response.content == b'{"detail":"Invalid token"}'
+
+
+class TestExpiredToken:
+    async def test_is_told_apart(self, client: httpx.AsyncClient) -> None:
+        response = await ask(client, f"Bearer {sign('alice', exp=1)}")
+        assert response.status_code == 401
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["www-authenticate"] == (
+            'Bearer error="invalid_token", error_description="Token has expired"'
+        )
+        assert response.content == b'{"detail":"Token has expired"}'
+
+    async def test_says_nothing_of_whose_it_was(self, client: httpx.AsyncClient) -> None:
+        assert_verdict(await ask(client, f"Bearer {sign('bob', exp=1)}", user="alice"), EXPIRED)
+
+
+@pytest.fixture
+def signature_checks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the library has been asked to check since, which it still does."""
+    checked: list[bytes] = []
+    verify = HMACAlgorithm.verify
+
+    def note(algorithm: HMACAlgorithm, text: bytes, key: bytes, signature: bytes) -> bool:
+        checked.append(text)
+        return verify(algorithm, text, key, signature)
+
+    monkeypatch.setattr(HMACAlgorithm, "verify", note)
+    return checked
+
+
+class TestRememberedVerdict:
+    async def test_lasts_until_the_token_expires(
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expiry = int(time.time()) + 60
+        authorization = f"Bearer {sign('alice', exp=expiry)}"
+        assert_verdict(await ask(client, authorization), GOOD)
+        monkeypatch.setattr("middleware.auth.time.time", lambda: expiry + 9.5)
+        assert_verdict(await ask(client, authorization), GOOD)
+        monkeypatch.setattr("middleware.auth.time.time", lambda: expiry + 10.5)
+        assert_verdict(await ask(client, authorization), EXPIRED)
+
+    async def test_of_a_token_too_early_is_not_kept(
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start = int(time.time()) + 300
+        authorization = f"Bearer {sign('alice', nbf=start)}"
+        assert_verdict(await ask(client, authorization), INVALID)
+        monkeypatch.setattr("middleware.auth.time.time", lambda: start)
+        assert_verdict(await ask(client, authorization), GOOD)
+
+    async def test_opens_no_other_user_s_path(self, client: httpx.AsyncClient) -> None:
+        authorization = f"Bearer {sign('alice')}"
+        assert_verdict(await ask(client, authorization), GOOD)
+        assert_error(await ask(client, authorization, user="bob"), 403, "Access denied")
+        assert_verdict(await ask(client, authorization), GOOD)
+
+    async def test_saves_a_signature_check(
+        self, client: httpx.AsyncClient, signature_checks: list[bytes]
+    ) -> None:
+        authorization = f"Bearer {sign('alice')}"
+        for _ in range(3):
+            assert_verdict(await ask(client, authorization), GOOD)
+        assert len(signature_checks) == 1
+
+    @pytest.mark.parametrize(("exp", "verdict"), [(4102444800, GOOD), (1, EXPIRED)])
+    async def test_is_one_of_a_bounded_number(
+        self,
+        client: httpx.AsyncClient,
+        monkeypatch: pytest.MonkeyPatch,
+        signature_checks: list[bytes],
+        exp: int,
+        verdict: str,
+    ) -> None:
+        monkeypatch.setattr("middleware.auth.REMEMBERED_TOKENS", 3)
+        for _ in range(2):
+            for number in range(10):
+                authorization = f"Bearer {sign('alice', iat=1, exp=exp, jti=str(number))}"
+                assert_verdict(await ask(client, authorization), verdict)
+        # When a token comes round again, it has been forgotten for those that came between.
+        assert len(signature_checks) == 20
+        assert len(set(signature_checks)) == 10
+
+
+# --- What is not said -------------------------------------------------------------------------
+
+# A token, and the word by which an operator knows what was wrong with it.
+LOGGED: dict[str, tuple[Callable[[], str], str]] = {
+    "another secret": (lambda: token(secret="another secret, quite as long"), "signature"),
+    "the signature's loose bits": (lambda: with_loose_bits(token()), "signature"),
+    "alg none": (lambda: token(header(alg="none")), "alg"),
+    "RS256": (lambda: signed_with_own_key("RS256"), "alg"),
+    "typ": (lambda: token(header(typ="better-auth.session-cache+jwt")), "typ"),
+    "crit": (lambda: token(header(crit=["urn:x"])), "crit"),
+    "b64": (lambda: token(header(b64=False)), "b64"),
+    "a header that is not JSON": (lambda: token(b"alg=HS256&"), "header"),
+    "claims that are not JSON": (lambda: token(payload=b"sub=alice"), "payload"),
+    "four parts": (lambda: f"{token()}.YQ", "parts"),
+    "too long": (lambda: token_of(8193), "8 KiB"),
+    "no exp": (lambda: token(payload=claims(exp=ABSENT)), "exp"),
+    "exp a string": (lambda: token(payload=claims(exp="4102444800")), "exp"),
+    "iat ahead": (lambda: token(payload=claims(iat=FromNow(60))), "iat"),
+    "nbf ahead": (lambda: token(payload=claims(nbf=FromNow(60))), "nbf"),
+    "no sub": (lambda: token(payload=claims(sub=ABSENT)), "sub"),
+    "sub with a control": (lambda: token(payload=claims(sub="ali\x1bce")), "sub"),
+    "expired": (lambda: token(payload=claims(exp=1)), "exp"),
+}
+LIBRARY_WORDS = [
+    *(name for name in vars(jwt.exceptions) if name.endswith("Error")),
+    "PyJWT",
+    "jwt.",
+    "Traceback",
+    "hmac",
+    "verification failed",
+    "segments",
+    "padding",
+    "Expecting value",
+]
+
+
+@pytest.mark.asyncio(loop_scope="class")
+class TestLog:
+    @pytest.mark.parametrize(("make", "word"), LOGGED.values(), ids=LOGGED)
+    async def test_says_which_check_failed(
+        self,
+        sqlite_client: httpx.AsyncClient,
+        caplog: pytest.LogCaptureFixture,
+        make: Callable[[], str],
+        word: str,
+    ) -> None:
+        response = await ask(sqlite_client, f"Bearer {make()}")
+        [line] = [r.getMessage() for r in caplog.records if r.name == "tasks.errors"]
+        verdict, _, reason = line.partition(": ")
+        assert verdict == f"401 {response.json()['detail']}"
+        assert word.lower() in reason.lower()
+
+    @pytest.mark.parametrize("make", [make for make, _ in LOGGED.values()], ids=LOGGED)
+    async def test_says_nothing_of_the_token_the_secret_or_the_library(
+        self,
+        sqlite_client: httpx.AsyncClient,
+        caplog: pytest.LogCaptureFixture,
+        make: Callable[[], str],
+    ) -> None:
+        caplog.set_level(logging.DEBUG)
+        judged = make()
+        response = await ask(sqlite_client, f"Bearer {judged}")
+        assert response.status_code == 401
+        assert "401" in caplog.text
+        for said in (response.text, repr(response.headers.raw), caplog.text):
+            assert not [text for text in (judged, *judged.split(".")) if text in said]
+            assert SECRET not in said
+            assert not [word for word in LIBRARY_WORDS if word.lower() in said.lower()]
+
+    async def test_says_that_no_bearer_token_was_sent(
+        self, sqlite_client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        basic = "YWxpY2U6c2VjcmV0"
+        assert_verdict(await ask(sqlite_client, f"Basic {basic}"), MISSING)
+        assert "401 Missing authorization token: not a bearer token" in caplog.text
+        assert basic not in caplog.text
+
+    async def test_never_shows_a_good_token(
+        self, sqlite_client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG)
+        good = sign("alice")
+        assert_verdict(await ask(sqlite_client, f"Bearer {good}"), GOOD)
+        assert "GET" in caplog.text
+        assert good not in caplog.text
+        assert SECRET not in caplog.text
+
+
+# --- Anything at all --------------------------------------------------------------------------
+
+RAW_VALUES = st.binary(max_size=200).map(lambda raw: raw.translate(None, b"\r\n\0"))
+SEGMENTS = st.text(BASE64URL, max_size=60)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+HEADER_NAMES = ["alg", "typ", "kid", "crit", "b64", "jwk", "zip", "cty"]
+CLAIM_NAMES = ["exp", "iat", "nbf", "aud", "iss", "jti"]
+
+in_any_example = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.mark.asyncio(loop_scope="class")
+class TestAnything:
+    @in_any_example
+    @given(value=RAW_VALUES | RAW_VALUES.map(b"Bearer ".__add__))
+    @example(b"Bearer \xff\xfe")
+    @example(b"Bearer ..")
+    @example(b"Bearer \x0b\x0c\x85\xa0")
+    async def test_in_the_header_is_refused(
+        self, sqlite_client: httpx.AsyncClient, value: bytes
+    ) -> None:
+        response = await ask(sqlite_client, value)
+        assert response.status_code == 401
+        verdict = response.json()["detail"]
+        assert verdict in (MISSING, INVALID)
+        assert_verdict(response, verdict)
+
+    @in_any_example
+    @given(parts=st.lists(SEGMENTS, min_size=3, max_size=3))
+    async def test_shaped_like_a_token_is_refused(
+        self, sqlite_client: httpx.AsyncClient, parts: list[str]
+    ) -> None:
+        assert_verdict(await ask(sqlite_client, f"Bearer {'.'.join(parts)}"), INVALID)
+
+    @in_any_example
+    @given(head=st.binary(max_size=60), payload=st.binary(max_size=60))
+    async def test_signed_with_the_secret_is_refused_unless_it_is_json(
+        self, sqlite_client: httpx.AsyncClient, head: bytes, payload: bytes
+    ) -> None:
+        for judged in (
+            token(b"\xff" + head, b"\xff" + payload),
+            token(None, b"\xff" + payload),
+            token(b"\xff" + head, None),
+        ):
+            assert_verdict(await ask(sqlite_client, f"Bearer {judged}"), INVALID)
+
+    @in_any_example
+    @given(
+        head=st.dictionaries(st.sampled_from(HEADER_NAMES), JSON_VALUES, max_size=3),
+        members=st.dictionaries(st.sampled_from(CLAIM_NAMES), JSON_VALUES, max_size=3),
+        sub=JSON_VALUES,
+    )
+    async def test_signed_with_the_secret_opens_no_other_user_s_path(
+        self,
+        sqlite_client: httpx.AsyncClient,
+        head: dict[str, object],
+        members: dict[str, object],
+        sub: object,
+    ) -> None:
+        subject = None if sub == "alice" else sub
+        judged = token(header(**head), claims(**members, sub=subject))
+        response = await ask(sqlite_client, f"Bearer {judged}")
+        if response.status_code == 403:
+            assert_error(response, 403, "Access denied")
+        else:
+            assert_verdict(response, EXPIRED if EXPIRED in response.text else INVALID)

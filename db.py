@@ -1,20 +1,22 @@
 # [Task]: T009 [From]: specs/design.md
-"""How tasks are kept: the engine for any database URL, sessions, statements in one round trip.
+"""The database: an engine for any URL, sessions that end in time, failures as one error.
 
-What the statements say is in routes/tasks.py, how the tables come to be in tables.py.
+How a statement is run is in statements.py, how the tables come to be in tables.py.
 """
 
+import asyncio
 import ipaddress
 import logging
 import sqlite3
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any, cast
 
 import asyncpg
 from fastapi import Depends, Request
-from sqlalchemy import URL, Dialect, Select, UpdateBase, event, make_url
+from sqlalchemy import URL, event, make_url, select
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -23,14 +25,28 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.util import await_only as await_
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from errors import DatabaseUnavailable, InvalidToken
+from logs import Outage
+from models import TASK_TABLE
 from settings import Settings, SettingsError
 
 logger = logging.getLogger("tasks.db")
+
+# Seconds an idle connection is trusted: beyond, a firewall may have forgotten it without a word.
+IDLE_BEFORE_PING = 15.0
+PING_TIMEOUT = 0.5
+# Seconds to wait for a connection that is still being recovered: its request has left the gate.
+POOL_GRACE = 0.4
+_POOLER_HINT = (
+    "the pooler in front of the database loses prepared statements: "
+    "add statement_cache_size=0 to the parameters of DATABASE_URL"
+)
+# Seconds between two questions whether a database that failed is back, asked on behalf of probes.
+PROBE_INTERVAL = 1.0
 
 
 # --- From a URL to an engine ------------------------------------------------------------------
@@ -142,14 +158,14 @@ def _create_engine(settings: Settings) -> AsyncEngine:
     url, arguments = connection_arguments(settings.database_url.get_secret_value())
     if url.get_backend_name() == "sqlite":
         # One connection: SQLite has one writer at a time, and here writers wait for it in turn
-        # rather than for its lock. There is no server to reach, so that time goes to waiting too.
+        # rather than for its lock.
         engine = create_async_engine(
             url,
             hide_parameters=True,
             poolclass=AsyncAdaptedQueuePool,
             pool_size=1,
             max_overflow=0,
-            pool_timeout=settings.database_pool_timeout + settings.database_connect_timeout,
+            pool_timeout=POOL_GRACE,
             connect_args={"timeout": settings.database_statement_timeout},
         )
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
@@ -159,14 +175,15 @@ def _create_engine(settings: Settings) -> AsyncEngine:
             hide_parameters=True,
             pool_size=settings.database_pool_size,
             max_overflow=0,
-            pool_timeout=settings.database_pool_timeout,
+            pool_timeout=POOL_GRACE,
             connect_args={
                 "timeout": settings.database_connect_timeout,
                 "command_timeout": settings.database_statement_timeout,
                 **arguments,
             },
         )
-        event.listen(engine.sync_engine, "checkout", _discard_closed)
+        event.listen(engine.sync_engine, "checkin", _note_use)
+        event.listen(engine.sync_engine, "checkout", _discard_dead)
     return engine
 
 
@@ -177,33 +194,136 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
     cursor.close()
 
 
-def _discard_closed(connection: Any, _record: object, _proxy: object) -> None:
-    # A connection that the server has closed is known as such without a round trip.
-    if connection.driver_connection.is_closed():
+def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _discard_dead(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """Have the pool connect anew in place of a connection that is dead, or mute after idling."""
+    driver = connection.driver_connection
+    if driver.is_closed():  # What the server has closed is known as such without a round trip.
         raise DisconnectionError
+    if time.monotonic() - record.info.get("used_at", float("inf")) > IDLE_BEFORE_PING:
+        try:
+            await_(driver.fetchval("SELECT 1", timeout=PING_TIMEOUT))
+        except (*DRIVER_ERRORS, asyncpg.InternalClientError):
+            driver.terminate()
+            raise DisconnectionError from None
 
 
 # --- Sessions ---------------------------------------------------------------------------------
 
 
-class Session(AsyncSession):
-    """The session that `get_session` gives. Statement needs to tell it from a test's own."""
+class Gate:
+    """Lets as many requests at the database as there are connections, in the order they came in.
 
-    bind: AsyncEngine
+    The pool by itself lets whoever gives a connection back and asks again overtake those who wait.
+    """
+
+    def __init__(self, permits: int, patience: float) -> None:
+        self._permits = asyncio.Semaphore(permits)
+        self._patience = patience
+        self._overload = Outage(logger, "requests find no free connection in time")
+
+    async def __aenter__(self) -> None:
+        """Raises DatabaseUnavailable after `patience` seconds."""
+        if not self._permits.locked():
+            self._overload.ends()
+            await self._permits.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._permits.acquire()
+        except TimeoutError:
+            reason = f"none within {self._patience} s"
+            self._overload.begins(reason)
+            raise DatabaseUnavailable(f"no free connection: {reason}") from None
+
+    async def __aexit__(self, *_: object) -> None:
+        self._permits.release()
+
+
+class Database:
+    """The engine, the gate in front of it, and whether it was last seen working."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.engine = _create_engine(settings)
+        self.is_postgresql = self.engine.dialect.name == "postgresql"
+        if self.is_postgresql:
+            self.gate = Gate(settings.database_pool_size, settings.database_pool_timeout)
+        else:
+            # There is no server to connect to, so that time goes to waiting.
+            waiting = settings.database_pool_timeout + settings.database_connect_timeout
+            self.gate = Gate(1, waiting)
+        self.seen_working = False
+        self._failed_at = float("-inf")
+        self._outage = Outage(logger, "the database does not serve")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around what asks the database: what database_errors does, and note its failures."""
+        try:
+            with database_errors():
+                yield
+        except DatabaseUnavailable as error:
+            self.seen_working = False
+            self._failed_at = time.monotonic()
+            self._outage.begins(str(error))
+            raise
+
+    def works(self) -> None:
+        """Note that it has answered."""
+        self.seen_working = True
+        self._outage.ends()
+
+    async def is_ready(self) -> bool:
+        """Whether it was last seen working. Asked itself only after it was seen failing, and not
+        often, so that a database that is suspended while nobody needs it is left asleep.
+        """
+        if not self.seen_working and time.monotonic() - self._failed_at >= PROBE_INTERVAL:
+            self._failed_at = time.monotonic()
+            with suppress(DatabaseUnavailable):
+                async with self.gate:
+                    with self.watched():
+                        async with self.engine.connect() as connection:
+                            await connection.execute(select(TASK_TABLE.c.id).limit(0))
+                    self.works()
+        return self.seen_working
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it until it is done or the database is closed."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.engine.dispose()
+
+
+class Session(AsyncSession):
+    """The session that `get_session` gives; a Statement runs on its own in it."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database.engine, expire_on_commit=False)
+        self.database = database
 
 
 @asynccontextmanager
-async def open_engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
-    """The engine for as long as the service runs. Raises SettingsError for a bad DATABASE_URL.
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """The database for as long as the service runs. Raises SettingsError for a bad DATABASE_URL.
 
     It does not connect: a database that is away is no reason not to start.
     """
-    engine = _create_engine(settings)
-    logger.info("tasks are kept in %s", engine.url.set(query={}).render_as_string())
+    database = Database(settings)
+    logger.info("tasks are kept in %s", database.engine.url.set(query={}).render_as_string())
     try:
-        yield engine
+        yield database
     finally:
-        await engine.dispose()
+        await database.close()
 
 
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
@@ -211,15 +331,18 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
 
     Use it as `SessionDep`: with FastAPI's default scope the commit would come after the response.
     """
-    session = Session(request.app.state.engine, expire_on_commit=False)
-    with database_errors():
-        try:
-            yield session
-            if session.in_transaction():
-                await session.commit()
-        finally:
-            if session.in_transaction():
-                await session.close()
+    database: Database = request.app.state.database
+    async with database.gate:
+        session = Session(database)
+        with database.watched():
+            try:
+                yield session
+                if session.in_transaction():
+                    await session.commit()
+                    database.works()
+            finally:
+                if session.in_transaction():
+                    await session.close()
 
 
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
@@ -228,7 +351,7 @@ SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 # --- Failures ---------------------------------------------------------------------------------
 
 
-_DRIVER_ERRORS = (
+DRIVER_ERRORS = (
     SQLAlchemyError,
     EmulatedDBAPIException,
     asyncpg.PostgresError,
@@ -236,11 +359,24 @@ _DRIVER_ERRORS = (
     sqlite3.Error,
     OSError,  # Refused, unknown host, TLS; TimeoutError is one.
 )
-# By SQLSTATE, the first characters: connection exception, authorization, unknown database,
-# resources, operator intervention, lock not available, read-only, table not made yet.
-_UNAVAILABLE_STATES = ("08", "28", "3D", "53", "57", "55P03", "25006", "42P01")
-
-
+# What a SQLSTATE that begins so means to an operator; with any other, the database does serve.
+_REASONS = {
+    "08P01": "the server, or a pooler in front of it, refuses what the service asks for at log-in",
+    "08": "the connection is broken",
+    "25006": "the database is read-only",
+    "26000": _POOLER_HINT,
+    "28P01": "the password in DATABASE_URL is wrong",
+    "28": "the server refuses the user of DATABASE_URL",
+    "3D000": "DATABASE_URL names a database that does not exist",
+    "42501": "the user of DATABASE_URL lacks a privilege on the table task or its schema",
+    "42P01": "there is no table task yet",
+    "42P05": _POOLER_HINT,
+    "53300": "the server is out of connections",
+    "53": "the server is out of resources",
+    "55P03": "the row or table is locked",
+    "57014": "the statement took too long",
+    "57": "the server is starting or stopping",
+}
 # The one foreign key is the owner's: see tables.py.
 _FOREIGN_KEY_VIOLATION = "23503"
 
@@ -253,115 +389,29 @@ def database_errors() -> Iterator[None]:
     """
     try:
         yield
-    except _DRIVER_ERRORS as error:
+    except DRIVER_ERRORS as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         if getattr(cause, "sqlstate", None) == _FOREIGN_KEY_VIOLATION:
             raise InvalidToken("its user has been deleted") from error
-        if not _is_unavailable(cause):
+        reason = _reason(cause)
+        if reason is None:
             raise
-        raise DatabaseUnavailable(f"{type(cause).__name__}: {cause}") from error
+        raise DatabaseUnavailable(f"{reason} ({type(cause).__name__}: {cause})") from error
 
 
-def _is_unavailable(cause: BaseException | None) -> bool:
+def _reason(cause: BaseException | None) -> str | None:
+    """Why the database does not serve, in a sentence; None if it does, and the fault is ours."""
     state = getattr(cause, "sqlstate", None)
     if state is not None:
-        return str(state).startswith(_UNAVAILABLE_STATES)
-    if isinstance(cause, sqlite3.Error):
-        return isinstance(cause, sqlite3.OperationalError)
-    return True
-
-
-# --- Statements -------------------------------------------------------------------------------
-
-type Rows = list[dict[str, Any]]
-type Converter = Callable[[Any], Any]
-
-
-class Statement:
-    """A Core statement, compiled once per kind of database and run on the driver's connection.
-
-    On its own, a statement is its own transaction: it is done when its rows are back, in one round
-    trip, with neither BEGIN nor COMMIT (specs/decisions.md, D2). In a session that has begun a
-    transaction, or one that a test put in place of ours, it takes part in that transaction.
-    """
-
-    def __init__(self, statement: Select[Any] | UpdateBase) -> None:
-        self._statement = statement
-        self._compiled: dict[str, _Compiled] = {}
-
-    async def rows(self, session: AsyncSession, **values: object) -> Rows:
-        """Run it with values for its bind parameters. Raises DatabaseUnavailable."""
-        with database_errors():
-            if isinstance(session, Session) and not session.in_transaction():
-                return await self._run_alone(session.bind, values)
-            await session.flush()
-            connection = await session.connection()
-            pooled = await connection.get_raw_connection()
-            compiled = self._for(connection.dialect)
-            return await compiled.fetch(pooled.driver_connection, values)
-
-    async def row(self, session: AsyncSession, **values: object) -> dict[str, Any] | None:
-        """The first of `rows`, if there is one."""
-        rows = await self.rows(session, **values)
-        return rows[0] if rows else None
-
-    async def _run_alone(self, engine: AsyncEngine, values: dict[str, object]) -> Rows:
-        pooled = await engine.raw_connection()
-        try:
-            connection: Any = pooled.driver_connection
-            rows = await self._for(engine.dialect).fetch(connection, values)
-            if engine.dialect.name == "sqlite" and connection.in_transaction:
-                # sqlite3 begins a transaction before it writes.
-                await connection.commit()
-            return rows
-        finally:
-            await greenlet_spawn(pooled.close)
-
-    def _for(self, dialect: Dialect) -> "_Compiled":
-        compiled = self._compiled.get(dialect.name)
-        if compiled is None:
-            compiled = self._compiled[dialect.name] = _Compiled(self._statement, dialect)
-        return compiled
-
-
-class _Compiled:
-    """A statement's SQL for one dialect, with SQLAlchemy's own conversions of values."""
-
-    def __init__(self, statement: Select[Any] | UpdateBase, dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect)
-        self._sql = str(compiled)
-        self._execute = _EXECUTE[dialect.name]
-        self._arguments: list[tuple[str, Converter | None]] = []
-        for name in compiled.positiontup or ():
-            bind_type = compiled.binds[name].type.dialect_impl(dialect)
-            self._arguments.append((name, bind_type.bind_processor(dialect)))
-        self._columns: list[tuple[str, Converter | None]] = []
-        for column in statement.exported_columns:
-            column_type = column.type.dialect_impl(dialect)
-            self._columns.append((str(column.key), column_type.result_processor(dialect, None)))
-
-    async def fetch(self, connection: Any, values: Mapping[str, object]) -> Rows:
-        arguments = [
-            values[name] if convert is None else convert(values[name])
-            for name, convert in self._arguments
-        ]
-        return [
-            {
-                name: value if convert is None else convert(value)
-                for (name, convert), value in zip(self._columns, row, strict=True)
-            }
-            for row in await self._execute(connection, self._sql, arguments)
-        ]
-
-
-async def _execute_postgresql(connection: Any, sql: str, arguments: list[object]) -> Sequence[Any]:
-    rows: Sequence[Any] = await connection.fetch(sql, *arguments)
-    return rows
-
-
-async def _execute_sqlite(connection: Any, sql: str, arguments: list[object]) -> Sequence[Any]:
-    rows: Sequence[Any] = await connection.execute_fetchall(sql, arguments)
-    return rows
-
-
-_EXECUTE = {"postgresql": _execute_postgresql, "sqlite": _execute_sqlite}
+        return next((_REASONS[key] for key in (state, state[:2]) if key in _REASONS), None)
+    match cause:
+        case sqlite3.OperationalError():
+            return "SQLite can't open, lock or write its file"
+        case sqlite3.Error():
+            return None
+        case ssl.SSLCertVerificationError():
+            return "the server's certificate does not verify, as the sslmode of DATABASE_URL asks"
+        case TimeoutError():
+            return "it did not answer in time"
+        case _:
+            return "it can't be reached"

@@ -120,7 +120,8 @@ class Unavailable(ServiceError):
 
     status = 503
     detail = "Service temporarily unavailable"
-    log_level = logging.WARNING
+    # Whoever raises it logs when the outage begins and ends: logs.Outage.
+    log_level = logging.DEBUG
 
     @property
     def headers(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 """Log lines carry the id of the request they belong to. Who sets it: middleware/request.py."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -10,6 +11,9 @@ from typing import Any
 from uvicorn.logging import AccessFormatter, ColourizedFormatter, DefaultFormatter
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
+
+# Seconds without a failure after which an outage is over.
+OUTAGE_QUIET = 1.0
 
 _LINE = "%(levelprefix)s [%(request_id)s] %(message)s"
 _UVICORN_LINES: tuple[tuple[str, type[ColourizedFormatter], str], ...] = (
@@ -51,3 +55,30 @@ def request_ids_in_logs() -> Iterator[None]:
             service.addHandler(own_handler)
             restored.callback(service.removeHandler, own_handler)
         yield
+
+
+class Outage:
+    """Something that goes wrong for a while: one log line when it begins, one when it is over.
+
+    It is over when it has not gone wrong for a second, so that a fault which hits some requests and
+    not others is one outage.
+    """
+
+    def __init__(self, logger: logging.Logger, what: str) -> None:
+        self._logger = logger
+        self._what = what
+        self._began: float | None = None
+        self._last = 0.0
+
+    def begins(self, reason: str) -> None:
+        """It has gone wrong."""
+        self._last = time.monotonic()
+        if self._began is None:
+            self._began = self._last
+            self._logger.error("%s: %s", self._what, reason)
+
+    def ends(self) -> None:
+        """It has gone well."""
+        if self._began is not None and time.monotonic() - self._last >= OUTAGE_QUIET:
+            self._logger.warning("over after %.1f s: %s", self._last - self._began, self._what)
+            self._began = None

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from db import open_engine
+from db import open_database
 from errors import UnhandledErrors, install_error_handlers
 from logs import request_ids_in_logs
 from middleware.auth import open_verifier
@@ -25,7 +25,7 @@ from middleware.request import RequestMiddleware
 from middleware.startup import PlainStartupErrors
 from routes import health, tasks
 from settings import get_settings
-from tables import kept_tables
+from tables import keep_tables
 
 
 @asynccontextmanager
@@ -35,16 +35,16 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     with request_ids_in_logs():
         async with (
             open_verifier(settings) as token_verifier,
-            open_engine(settings) as engine,
-            kept_tables(engine),
+            open_database(settings) as database,
         ):
             app.state.token_verifier = token_verifier
-            app.state.engine = engine
+            app.state.database = database
+            await keep_tables(database)
             try:
                 yield
             finally:
                 _stop_in_order()
-                del app.state.engine, app.state.token_verifier
+                del app.state.database, app.state.token_verifier
 
 
 def _stop_in_order() -> None:

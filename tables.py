@@ -7,15 +7,14 @@ What the tables hold is in models.py.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from db import database_errors
+from db import Database, database_errors
 from errors import DatabaseUnavailable
 from models import TASK_TABLE
 
@@ -29,19 +28,13 @@ OWNERS_LOOK_INTERVAL = 5.0
 _LOCK = 7_236_830_419
 
 
-@asynccontextmanager
-async def kept_tables(engine: AsyncEngine) -> AsyncIterator[None]:
-    """The table is made, at once or as soon as the database can be reached; 503 until then."""
-    tables = _Tables(engine)
+async def keep_tables(database: Database) -> None:
+    """Make the table, at once or in the background as soon as the database serves."""
+    tables = _Tables(database)
     try:
         await tables.make()
-    except DatabaseUnavailable as error:
-        logger.warning("the database is not there yet (%s): answering 503 until it is", error)
-        tables.in_background(tables.make_when_reachable())
-    try:
-        yield
-    finally:
-        await tables.close()
+    except DatabaseUnavailable:
+        database.in_background(tables.make_when_reachable())
 
 
 async def create_task_table(engine: AsyncEngine) -> None:
@@ -80,51 +73,39 @@ async def link_owners(engine: AsyncEngine) -> bool:
 class _Tables:
     """What is still to be done for the tables, while the service runs."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._tasks: set[asyncio.Task[None]] = set()
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._linked = False
         self._next_look = 0.0
 
     async def make(self) -> None:
-        await create_task_table(self._engine)
-        if self._engine.dialect.name == "postgresql":
+        with self._database.watched():
+            await create_task_table(self._database.engine)
+        self._database.works()
+        if self._database.is_postgresql:
             await self._link_owners()
             # Better Auth's migration may come later. A connection that comes back to the pool shows
             # that the database is awake, so that looking then wakes no suspended one.
-            event.listen(self._engine.sync_engine, "checkin", self._look_again)
+            event.listen(self._database.engine.sync_engine, "checkin", self._look_again)
 
     async def make_when_reachable(self) -> None:
         while True:
             await asyncio.sleep(START_RETRY_INTERVAL)
-            try:
+            with suppress(DatabaseUnavailable):
                 await self.make()
-            except DatabaseUnavailable:
-                continue
-            logger.info("the database is there: tasks are served")
-            return
+                return
 
     async def _link_owners(self) -> None:
         self._next_look = time.monotonic() + OWNERS_LOOK_INTERVAL
         try:
-            self._linked = await link_owners(self._engine)
+            self._linked = await link_owners(self._database.engine)
         except DatabaseUnavailable as error:
             logger.warning("the foreign key to Better Auth's users can't be added yet: %s", error)
 
     def _look_again(self, *_: object) -> None:
         if not self._linked and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + OWNERS_LOOK_INTERVAL
-            self.in_background(self._link_owners())
-
-    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._database.in_background(self._link_owners())
 
 
 @asynccontextmanager

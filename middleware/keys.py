@@ -14,6 +14,7 @@ import httpx
 import jwt
 
 from errors import InvalidToken, KeysUnavailable
+from logs import Outage
 
 logger = logging.getLogger("tasks.keys")
 
@@ -54,6 +55,7 @@ class KeySet:
         self._keys: dict[str, jwt.PyJWK] = {}
         self._good_at = self._looked_at = self._blocked_until = float("-inf")
         self._failing = False
+        self._outage = Outage(logger, "the key set of Better Auth can't be fetched")
         self._looks_in_vain = 0
         self._fetching: asyncio.Task[None] | None = None
 
@@ -113,13 +115,11 @@ class KeySet:
         try:
             keys = _usable_keys(await self._download())
         except (httpx.HTTPError, OSError, ValueError, RecursionError) as error:
-            if not self._failing:
-                logger.warning("the key set can't be fetched: %s: %s", type(error).__name__, error)
             self._failing = True
+            self._outage.begins(f"{type(error).__name__}: {error}")
         else:
-            if self._failing:
-                logger.info("the key set can be fetched again")
             self._failing = False
+            self._outage.ends()
             self._keys = keys
             self._good_at = time.monotonic()
         finally:

@@ -1,15 +1,31 @@
 # [Task]: T012 [From]: specs/requirements.md
-"""Is the process alive? Public, and never a question to the database."""
+"""Is the process alive, and can it serve? Both public; for uptime probes and balancers."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+
+from db import Database
+from errors import DatabaseUnavailable, error_responses
 
 router = APIRouter(tags=["health"])
 
 _OK = b'{"status":"ok"}'
+_READY = b'{"status":"ready"}'
 
 
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> Response:
-    """The service is up."""
+    """The process is up. Never a question to the database."""
     return Response(_OK, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+@router.head("/health/ready", include_in_schema=False)
+@router.get("/health/ready", responses=error_responses(DatabaseUnavailable))
+async def ready(request: Request) -> Response:
+    """The database was last seen working. It is asked only while it was last seen failing, so that
+    probing leaves a suspended database asleep.
+    """
+    database: Database = request.app.state.database
+    if not await database.is_ready():
+        raise DatabaseUnavailable("not ready")
+    return Response(_READY, media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -24,7 +24,7 @@ from sqlalchemy import (
     update,
 )
 
-from db import SessionDep, Statement
+from db import SessionDep
 from errors import (
     AccessDenied,
     BodyTooLarge,
@@ -47,6 +47,7 @@ from schemas import (
     task_json,
     tasks_json,
 )
+from statements import Statement
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",

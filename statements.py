@@ -1,0 +1,152 @@
+# [Task]: T009 [From]: specs/design.md
+"""How a statement is run: compiled once, on the driver's own connection, in one round trip.
+
+What the statements say is in routes/tasks.py.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import asyncpg
+from sqlalchemy import Dialect, Select, UpdateBase
+from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util import greenlet_spawn
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from db import DRIVER_ERRORS, Database, Session, database_errors
+
+# Seconds within which a lost connection must show for the statement to be run once more.
+REPEAT_WITHIN = 0.5
+# Seconds a connection has to answer again after its statement was cut off.
+RECOVERY_TIMEOUT = 2.0
+
+type Rows = list[dict[str, Any]]
+type Converter = Callable[[Any], Any]
+
+
+class Statement:
+    """A Core statement, compiled once per kind of database and run on the driver's connection.
+
+    On its own, a statement is its own transaction: it is done when its rows are back, in one round
+    trip, with neither BEGIN nor COMMIT (specs/decisions.md, D2). In a session that has begun a
+    transaction, or one that a test put in place of ours, it takes part in that transaction.
+    """
+
+    def __init__(self, statement: Select[Any] | UpdateBase) -> None:
+        self._statement = statement
+        self._compiled: dict[str, _Compiled] = {}
+
+    async def rows(self, session: AsyncSession, **values: object) -> Rows:
+        """Run it with values for its bind parameters. Raises DatabaseUnavailable."""
+        with database_errors():
+            if isinstance(session, Session) and not session.in_transaction():
+                rows = await self._run_alone(session.database, values)
+                session.database.works()
+                return rows
+            await session.flush()
+            connection = await session.connection()
+            pooled = await connection.get_raw_connection()
+            compiled = self._for(connection.dialect)
+            return await compiled.fetch(pooled.driver_connection, values)
+
+    async def row(self, session: AsyncSession, **values: object) -> dict[str, Any] | None:
+        """The first of `rows`, if there is one."""
+        rows = await self.rows(session, **values)
+        return rows[0] if rows else None
+
+    async def _run_alone(self, database: Database, values: Mapping[str, object]) -> Rows:
+        began = time.monotonic()
+        try:
+            return await self._try_alone(database, values)
+        except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError, ConnectionError) as error:
+            # The server has closed the connection since the pool gave it out. Only once, only when
+            # it shows at once, and only if that can't mean doing the same twice.
+            if not self._may_repeat(error) or time.monotonic() - began > REPEAT_WITHIN:
+                raise
+            return await self._try_alone(database, values)
+
+    def _may_repeat(self, error: Exception) -> bool:
+        # An InterfaceError says that nothing has been sent.
+        return isinstance(self._statement, Select) or isinstance(error, asyncpg.InterfaceError)
+
+    async def _try_alone(self, database: Database, values: Mapping[str, object]) -> Rows:
+        pooled = await database.engine.raw_connection()
+        connection: Any = pooled.driver_connection
+        try:
+            rows = await self._for(database.engine.dialect).fetch(connection, values)
+            if not database.is_postgresql and connection.in_transaction:
+                # sqlite3 begins a transaction before it writes.
+                await connection.commit()
+        except BaseException as error:
+            if database.is_postgresql and not isinstance(error, asyncpg.PostgresError):
+                # Cut off half-way: what its answer is must be known before it is used again.
+                database.in_background(_recover(pooled))
+            else:
+                await greenlet_spawn(pooled.close)
+            raise
+        await greenlet_spawn(pooled.close)
+        return rows
+
+    def _for(self, dialect: Dialect) -> "_Compiled":
+        compiled = self._compiled.get(dialect.name)
+        if compiled is None:
+            compiled = self._compiled[dialect.name] = _Compiled(self._statement, dialect)
+        return compiled
+
+
+class _Compiled:
+    """A statement's SQL for one dialect, with SQLAlchemy's own conversions of values."""
+
+    def __init__(self, statement: Select[Any] | UpdateBase, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        self._sql = str(compiled)
+        self._execute = _EXECUTE[dialect.name]
+        self._arguments: list[tuple[str, Converter | None]] = []
+        for name in compiled.positiontup or ():
+            bind_type = compiled.binds[name].type.dialect_impl(dialect)
+            self._arguments.append((name, bind_type.bind_processor(dialect)))
+        self._columns: list[tuple[str, Converter | None]] = []
+        for column in statement.exported_columns:
+            column_type = column.type.dialect_impl(dialect)
+            self._columns.append((str(column.key), column_type.result_processor(dialect, None)))
+
+    async def fetch(self, connection: Any, values: Mapping[str, object]) -> Rows:
+        arguments = [
+            values[name] if convert is None else convert(values[name])
+            for name, convert in self._arguments
+        ]
+        return [
+            {
+                name: value if convert is None else convert(value)
+                for (name, convert), value in zip(self._columns, row, strict=True)
+            }
+            for row in await self._execute(connection, self._sql, arguments)
+        ]
+
+
+async def _execute_postgresql(connection: Any, sql: str, arguments: list[object]) -> Sequence[Any]:
+    rows: Sequence[Any] = await connection.fetch(sql, *arguments)
+    return rows
+
+
+async def _execute_sqlite(connection: Any, sql: str, arguments: list[object]) -> Sequence[Any]:
+    rows: Sequence[Any] = await connection.execute_fetchall(sql, arguments)
+    return rows
+
+
+_EXECUTE = {"postgresql": _execute_postgresql, "sqlite": _execute_sqlite}
+
+
+async def _recover(pooled: PoolProxiedConnection) -> None:
+    """Give back a connection whose statement was cut off, once it answers again, or closed.
+
+    asyncpg asks the server to cancel such a statement, and waits for that before the next one.
+    """
+    connection: Any = pooled.driver_connection
+    try:
+        await connection.fetchval("SELECT 1", timeout=RECOVERY_TIMEOUT)
+    except (*DRIVER_ERRORS, asyncpg.InternalClientError):
+        connection.terminate()
+    finally:
+        await greenlet_spawn(pooled.close)

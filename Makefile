@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help run token test e2e check format clean
+.PHONY: help run token migrate test e2e check format clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,10 +34,15 @@ e2e: $(BIN)/.ready ## test with a real Better Auth in a real browser; installs C
 	tests/e2e/install.sh
 	$(UV) run --locked --group e2e pytest tests/e2e
 
-check: $(BIN)/.ready ## check format, lint and types
+migrate: $(BIN)/.ready ## bring the tables of DATABASE_URL up to date (the service does at its start, too)
+	$(BIN)/alembic upgrade head
+
+check: $(BIN)/.ready ## check format, lint, types, and that the migrations make what the models say
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
+	@rm -f .check.db && export DATABASE_URL=sqlite:///.check.db BETTER_AUTH_URL=http://localhost && \
+		$(BIN)/alembic upgrade head && $(BIN)/alembic check; status=$$?; rm -f .check.db*; exit $$status
 
 format: $(BIN)/.ready ## format the code and mend what lint can mend
 	$(BIN)/ruff format .

@@ -24,7 +24,7 @@ from sqlalchemy.exc import (
     EmulatedDBAPIException,
     SQLAlchemyError,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only as await_
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -45,6 +45,8 @@ _POOLER_HINT = (
     "the pooler in front of the database loses prepared statements: "
     "add statement_cache_size=0 to the parameters of DATABASE_URL"
 )
+# Any number will do, so long as every process takes the same lock.
+_TABLES_LOCK = 7_236_830_419
 # Seconds between two questions whether a database that failed is back, asked on behalf of probes.
 PROBE_INTERVAL = 1.0
 
@@ -154,7 +156,7 @@ def _is_local(url: URL) -> bool:
         return False
 
 
-def _create_engine(settings: Settings) -> AsyncEngine:
+def _create_engine(settings: Settings, statement_timeout: float | None) -> AsyncEngine:
     url, arguments = connection_arguments(settings.database_url.get_secret_value())
     if url.get_backend_name() == "sqlite":
         # One connection: SQLite has one writer at a time, and here writers wait for it in turn
@@ -178,7 +180,7 @@ def _create_engine(settings: Settings) -> AsyncEngine:
             pool_timeout=POOL_GRACE,
             connect_args={
                 "timeout": settings.database_connect_timeout,
-                "command_timeout": settings.database_statement_timeout,
+                "command_timeout": statement_timeout,
                 **arguments,
             },
         )
@@ -247,7 +249,8 @@ class Database:
     """The engine, the gate in front of it, and whether it was last seen working."""
 
     def __init__(self, settings: Settings) -> None:
-        self.engine = _create_engine(settings)
+        self.settings = settings
+        self.engine = _create_engine(settings, settings.database_statement_timeout)
         self.is_postgresql = self.engine.dialect.name == "postgresql"
         if self.is_postgresql:
             self.gate = Gate(settings.database_pool_size, settings.database_pool_timeout)
@@ -295,7 +298,12 @@ class Database:
         """Run it until it is done or the database is closed."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("work in the background failed", exc_info=error)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -324,6 +332,24 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def changing_tables(settings: Settings) -> AsyncIterator[AsyncConnection]:
+    """A transaction for changes of tables: one process at a time, for as long as it takes.
+
+    The lock is the transaction's, so that it works through a pooler too. Raises driver errors.
+    """
+    engine = _create_engine(settings, statement_timeout=None)
+    try:
+        async with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})")
+            else:
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+    finally:
+        await engine.dispose()
 
 
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:

@@ -7,16 +7,14 @@ What the tables hold is in models.py.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
+from pathlib import Path
 
-from sqlalchemy import event, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy import Connection, column, event, inspect, select, table, text
 
-from db import Database, database_errors
+from db import Database, changing_tables, database_errors
 from errors import DatabaseUnavailable
-from models import TASK_TABLE
+from settings import Settings
 
 logger = logging.getLogger("tasks.tables")
 
@@ -24,47 +22,75 @@ logger = logging.getLogger("tasks.tables")
 START_RETRY_INTERVAL = 1.0
 # Seconds between looks for Better Auth's table, while there are requests.
 OWNERS_LOOK_INTERVAL = 5.0
-# Any number will do, so long as every process takes the same lock while it changes tables.
-_LOCK = 7_236_830_419
+# Seconds the start waits for the tables; they may take longer while requests get 503.
+START_PATIENCE = 3.0
+# Seconds after which an upgrade is given up, rolled back and begun anew.
+UPGRADE_TIMEOUT = 600.0
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+# The newest of the migrations, and the table in which Alembic keeps what the database has.
+HEAD = "0001"
+VERSION_TABLE = "task_schema"
 
 
 async def keep_tables(database: Database) -> None:
-    """Make the table, at once or in the background as soon as the database serves."""
+    """Bring the tables up to date: now if that is quick, else in the background until done."""
     tables = _Tables(database)
-    try:
-        await tables.make()
-    except DatabaseUnavailable:
-        database.in_background(tables.make_when_reachable())
+    database.in_background(tables.keep())
+    with suppress(TimeoutError):
+        await asyncio.wait_for(tables.tried.wait(), START_PATIENCE)
 
 
-async def create_task_table(engine: AsyncEngine) -> None:
-    """Make the `task` table and its index where they are missing, and nothing else.
+async def upgrade_tables(settings: Settings) -> None:
+    """Apply the migrations that the database lacks, in one transaction, one process at a time.
 
     Raises DatabaseUnavailable.
     """
-    async with _one_at_a_time(engine) as connection:
-        await connection.execute(CreateTable(TASK_TABLE, if_not_exists=True))
-        for index in TASK_TABLE.indexes:
-            await connection.execute(CreateIndex(index, if_not_exists=True))
+    with database_errors():
+        async with asyncio.timeout(UPGRADE_TIMEOUT), changing_tables(settings) as connection:
+            version = await connection.run_sync(_version)
+            if version is None or version < HEAD:
+                await connection.run_sync(_upgrade)
+            elif version > HEAD:
+                logger.warning(
+                    "the tables are those of a newer version of this service: %s", version
+                )
 
 
-async def link_owners(engine: AsyncEngine) -> bool:
+def _version(connection: Connection) -> str | None:
+    # Asked without Alembic, whose import takes longer than the rest of a start.
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    return connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+async def link_owners(database: Database) -> bool:
     """Have Better Auth's deletion of a user delete the user's tasks; False while it has no table.
 
     That is a foreign key, in place of one that would hinder the deletion. Tasks that already belong
     to nobody are reported and left alone. PostgreSQL only. Raises DatabaseUnavailable.
     """
-    async with _one_at_a_time(engine) as connection:
-        # Whoever works on the users meanwhile must not be held up by this.
-        await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
-        change = await connection.scalar(text(_OWNER_LINK))
+    with database_errors():
+        async with database.engine.connect() as connection:
+            change = await connection.scalar(text(_OWNER_LINK))
         if change in (None, "linked"):
             return change is not None
-        await connection.execute(text(change))
-    logger.info("from now on the deletion of a user in Better Auth deletes the user's tasks")
-    with database_errors():
-        async with engine.connect() as connection:
+        async with changing_tables(database.settings) as connection:
+            # Whoever works on the users meanwhile must not be held up by this.
+            await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
+            await connection.execute(text(change))
             orphans = await connection.scalar(text(_COUNT_ORPHANS))
+    logger.info("from now on the deletion of a user in Better Auth deletes the user's tasks")
     if orphans:
         logger.warning("%s tasks belong to no user of Better Auth's, and are left alone", orphans)
     return True
@@ -77,28 +103,30 @@ class _Tables:
         self._database = database
         self._linked = False
         self._next_look = 0.0
+        self.tried = asyncio.Event()
 
-    async def make(self) -> None:
-        with self._database.watched():
-            await create_task_table(self._database.engine)
+    async def keep(self) -> None:
+        while True:
+            try:
+                with self._database.watched():
+                    await upgrade_tables(self._database.settings)
+                break
+            except DatabaseUnavailable:
+                self.tried.set()
+                await asyncio.sleep(START_RETRY_INTERVAL)
         self._database.works()
         if self._database.is_postgresql:
             await self._link_owners()
+        self.tried.set()
+        if self._database.is_postgresql:
             # Better Auth's migration may come later. A connection that comes back to the pool shows
             # that the database is awake, so that looking then wakes no suspended one.
             event.listen(self._database.engine.sync_engine, "checkin", self._look_again)
 
-    async def make_when_reachable(self) -> None:
-        while True:
-            await asyncio.sleep(START_RETRY_INTERVAL)
-            with suppress(DatabaseUnavailable):
-                await self.make()
-                return
-
     async def _link_owners(self) -> None:
         self._next_look = time.monotonic() + OWNERS_LOOK_INTERVAL
         try:
-            self._linked = await link_owners(self._database.engine)
+            self._linked = await link_owners(self._database)
         except DatabaseUnavailable as error:
             logger.warning("the foreign key to Better Auth's users can't be added yet: %s", error)
 
@@ -106,17 +134,6 @@ class _Tables:
         if not self._linked and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + OWNERS_LOOK_INTERVAL
             self._database.in_background(self._link_owners())
-
-
-@asynccontextmanager
-async def _one_at_a_time(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction that one process at a time may be in."""
-    with database_errors():
-        async with engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                # IF NOT EXISTS alone fails when two processes make the table at once.
-                await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-            yield connection
 
 
 # The ALTER TABLE that is called for, 'linked' if none is, NULL while there is no table that fits:

@@ -41,10 +41,6 @@ IDLE_BEFORE_PING = 15.0
 PING_TIMEOUT = 0.5
 # Seconds to wait for a connection that is still being recovered: its request has left the gate.
 POOL_GRACE = 0.4
-_POOLER_HINT = (
-    "the pooler in front of the database loses prepared statements: "
-    "add statement_cache_size=0 to the parameters of DATABASE_URL"
-)
 # Any number will do, so long as every process takes the same lock.
 _TABLES_LOCK = 7_236_830_419
 # Seconds between two questions whether a database that failed is back, asked on behalf of probes.
@@ -294,6 +290,25 @@ class Database:
                     self.works()
         return self.seen_working
 
+    @asynccontextmanager
+    async def changing_tables(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction for changes of tables: one process at a time, for as long as it takes.
+
+        The lock is the transaction's, so that it works through a pooler too. Raises driver errors.
+        """
+        if not self.is_postgresql:
+            async with self.engine.begin() as connection:
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                yield connection
+            return
+        patient = _create_engine(self.settings, statement_timeout=None)
+        try:
+            async with patient.begin() as connection:
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})")
+                yield connection
+        finally:
+            await patient.dispose()
+
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run it until it is done or the database is closed."""
         task = asyncio.create_task(work)
@@ -334,24 +349,6 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         await database.close()
 
 
-@asynccontextmanager
-async def changing_tables(settings: Settings) -> AsyncIterator[AsyncConnection]:
-    """A transaction for changes of tables: one process at a time, for as long as it takes.
-
-    The lock is the transaction's, so that it works through a pooler too. Raises driver errors.
-    """
-    engine = _create_engine(settings, statement_timeout=None)
-    try:
-        async with engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})")
-            else:
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
-    finally:
-        await engine.dispose()
-
-
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     """A session that commits when the endpoint succeeds and rolls back when it fails.
 
@@ -384,6 +381,10 @@ DRIVER_ERRORS = (
     asyncpg.InterfaceError,
     sqlite3.Error,
     OSError,  # Refused, unknown host, TLS; TimeoutError is one.
+)
+_POOLER_HINT = (
+    "the pooler in front of the database loses prepared statements: "
+    "add statement_cache_size=0 to the parameters of DATABASE_URL"
 )
 # What a SQLSTATE that begins so means to an operator; with any other, the database does serve.
 _REASONS = {

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, column, event, inspect, select, table, text
 
-from db import Database, changing_tables, database_errors
+from db import Database, database_errors
 from errors import DatabaseUnavailable
-from settings import Settings
 
 logger = logging.getLogger("tasks.tables")
 
@@ -41,13 +40,13 @@ async def keep_tables(database: Database) -> None:
         await asyncio.wait_for(tables.tried.wait(), START_PATIENCE)
 
 
-async def upgrade_tables(settings: Settings) -> None:
+async def upgrade_tables(database: Database) -> None:
     """Apply the migrations that the database lacks, in one transaction, one process at a time.
 
     Raises DatabaseUnavailable.
     """
     with database_errors():
-        async with asyncio.timeout(UPGRADE_TIMEOUT), changing_tables(settings) as connection:
+        async with asyncio.timeout(UPGRADE_TIMEOUT), database.changing_tables() as connection:
             version = await connection.run_sync(_version)
             if version is None or version < HEAD:
                 await connection.run_sync(_upgrade)
@@ -85,7 +84,7 @@ async def link_owners(database: Database) -> bool:
             change = await connection.scalar(text(_OWNER_LINK))
         if change in (None, "linked"):
             return change is not None
-        async with changing_tables(database.settings) as connection:
+        async with database.changing_tables() as connection:
             # Whoever works on the users meanwhile must not be held up by this.
             await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
             await connection.execute(text(change))
@@ -109,7 +108,7 @@ class _Tables:
         while True:
             try:
                 with self._database.watched():
-                    await upgrade_tables(self._database.settings)
+                    await upgrade_tables(self._database)
                 break
             except DatabaseUnavailable:
                 self.tried.set()

@@ -10,7 +10,7 @@ from typing import Any
 from alembic import context
 from sqlalchemy import Connection
 
-from db import changing_tables
+from db import open_database
 from models import TASK_TABLE
 from settings import get_settings
 
@@ -36,7 +36,10 @@ def _run(connection: Connection) -> None:
 
 
 async def _run_by_command() -> None:
-    async with changing_tables(get_settings()) as connection:
+    async with (
+        open_database(get_settings()) as database,
+        database.changing_tables() as connection,
+    ):
         await connection.run_sync(_run)
 
 

@@ -22,8 +22,8 @@ from sqlalchemy.exc import (
     DBAPIError,
     DisconnectionError,
     EmulatedDBAPIException,
-    SQLAlchemyError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only as await_
@@ -78,7 +78,11 @@ def _postgresql_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
     query = dict(url.query)
     for name, value in url.query.items():
         if name not in _PARAMETERS or not isinstance(value, str):
-            raise SettingsError(f"DATABASE_URL has {name}, which is not supported, or has it twice")
+            # Not named: it may be part of a password that should have been percent-encoded.
+            raise SettingsError(
+                "DATABASE_URL has a parameter that is not supported, or one twice; supported are "
+                + ", ".join(_PARAMETERS)
+            )
     arguments = {
         "ssl": _ssl_argument(url),
         "server_settings": {
@@ -86,6 +90,8 @@ def _postgresql_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
             **{name: query[name] for name in _SERVER_PARAMETERS if name in query},
         },
     }
+    if "," in (query.get("host") or url.host or ""):
+        raise SettingsError("DATABASE_URL names several hosts: name one, which may be a proxy's")
     kept = {name: query[name] for name in _DRIVER_PARAMETERS if name in query}
     return url.set(drivername="postgresql+asyncpg", query=kept), arguments
 
@@ -143,7 +149,7 @@ def _ssl_argument(url: URL) -> ssl.SSLContext | str | bool:
 
 
 def _is_local(url: URL) -> bool:
-    host = url.host or url.query.get("host")
+    host = url.query.get("host") or url.host  # In the driver's order.
     if not isinstance(host, str) or host.startswith("/") or host == "localhost":
         return True
     try:
@@ -374,8 +380,10 @@ SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 # --- Failures ---------------------------------------------------------------------------------
 
 
+# Not all of SQLAlchemyError: most of those are bugs.
 DRIVER_ERRORS = (
-    SQLAlchemyError,
+    DBAPIError,
+    PoolTimeoutError,
     EmulatedDBAPIException,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -432,13 +440,22 @@ def _reason(cause: BaseException | None) -> str | None:
     if state is not None:
         return next((_REASONS[key] for key in (state, state[:2]) if key in _REASONS), None)
     match cause:
-        case sqlite3.OperationalError():
+        case sqlite3.OperationalError() if "no such table" in str(cause):
+            return _REASONS["42P01"]
+        case sqlite3.OperationalError() if _sqlite_code(cause) != sqlite3.SQLITE_ERROR:
             return "SQLite can't open, lock or write its file"
         case sqlite3.Error():
             return None
+        case asyncpg.InterfaceError() if "closed" not in str(cause):
+            return None  # A call that the driver refuses.
         case ssl.SSLCertVerificationError():
             return "the server's certificate does not verify, as the sslmode of DATABASE_URL asks"
         case TimeoutError():
             return "it did not answer in time"
         case _:
             return "it can't be reached"
+
+
+def _sqlite_code(error: sqlite3.Error) -> int | None:
+    # Absent from errors that Python raises by itself.
+    return getattr(error, "sqlite_errorcode", None)

@@ -48,7 +48,9 @@ def request_ids_in_logs() -> Iterator[None]:
                     restored.callback(handler.setFormatter, handler.formatter)
                     handler.setFormatter(formatter(line, use_colors=handler.formatter.use_colors))
         service = logging.getLogger("tasks")
-        service.setLevel(logging.INFO)
+        if service.level == logging.NOTSET:
+            service.setLevel(logging.INFO)
+            restored.callback(service.setLevel, logging.NOTSET)
         if not service.hasHandlers():
             own_handler = logging.StreamHandler()
             own_handler.setFormatter(DefaultFormatter(_LINE))

@@ -10,9 +10,16 @@ from functools import lru_cache
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 MIN_SECRET_BYTES = 32
 
@@ -29,9 +36,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """Every setting with its unit and default; `.env.example` and the README list the same."""
 
-    model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # Any PostgreSQL URL, or sqlite:///file.db.
     database_url: SecretStr = SecretStr("sqlite:///tasks.db")
@@ -55,6 +60,20 @@ class Settings(BaseSettings):
     # Seconds one statement may take.
     database_statement_timeout: float = Field(default=1.5, gt=0, le=60)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, then `.env`, whose `$` stands for itself: secrets are literal."""
+        written = dotenv_values(".env", interpolate=False)
+        values = {name.lower(): value for name, value in written.items() if value is not None}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, values)
+
     @field_validator("database_url")
     @classmethod
     def _not_blank(cls, url: SecretStr) -> SecretStr:
@@ -67,8 +86,10 @@ class Settings(BaseSettings):
     def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is None:
             return None
-        # Bytes of the environment that are not UTF-8 arrive as lone surrogates.
-        size = len(secret.get_secret_value().encode("utf-8", "ignore"))
+        try:
+            size = len(secret.get_secret_value().encode())
+        except UnicodeEncodeError:  # The environment's bytes, as lone surrogates.
+            raise ValueError("is not UTF-8 text") from None
         if size < MIN_SECRET_BYTES:
             raise ValueError(
                 f"is too short ({size} bytes of UTF-8): it needs at least {MIN_SECRET_BYTES}, "

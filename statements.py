@@ -10,11 +10,13 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import Dialect, Select, UpdateBase
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from db import DRIVER_ERRORS, Database, Session, database_errors
+from errors import DatabaseUnavailable
 
 # Seconds within which a lost connection must show for the statement to be run once more.
 REPEAT_WITHIN = 0.5
@@ -44,11 +46,11 @@ class Statement:
                 rows = await self._run_alone(session.database, values)
                 session.database.works()
                 return rows
+            # SQLAlchemy knows how the transaction stands, and sends its BEGIN if need be.
             await session.flush()
             connection = await session.connection()
-            pooled = await connection.get_raw_connection()
-            compiled = self._for(connection.dialect)
-            return await compiled.fetch(pooled.driver_connection, values)
+            result = await connection.execute(self._statement, values)
+            return [dict(row) for row in result.mappings()]
 
     async def row(self, session: AsyncSession, **values: object) -> dict[str, Any] | None:
         """The first of `rows`, if there is one."""
@@ -71,7 +73,10 @@ class Statement:
         return isinstance(self._statement, Select) or isinstance(error, asyncpg.InterfaceError)
 
     async def _try_alone(self, database: Database, values: Mapping[str, object]) -> Rows:
-        pooled = await database.engine.raw_connection()
+        try:
+            pooled = await database.engine.raw_connection()
+        except InvalidRequestError as error:  # The pool has tried several.
+            raise DatabaseUnavailable("connections break as soon as they are made") from error
         connection: Any = pooled.driver_connection
         try:
             rows = await self._for(database.engine.dialect).fetch(connection, values)
@@ -102,6 +107,7 @@ class _Compiled:
         compiled = statement.compile(dialect=dialect)
         self._sql = str(compiled)
         self._execute = _EXECUTE[dialect.name]
+        self._literals = {name: b.value for name, b in compiled.binds.items() if not b.required}
         self._arguments: list[tuple[str, Converter | None]] = []
         for name in compiled.positiontup or ():
             bind_type = compiled.binds[name].type.dialect_impl(dialect)
@@ -112,6 +118,7 @@ class _Compiled:
             self._columns.append((str(column.key), column_type.result_processor(dialect, None)))
 
     async def fetch(self, connection: Any, values: Mapping[str, object]) -> Rows:
+        values = {**self._literals, **values}
         arguments = [
             values[name] if convert is None else convert(values[name])
             for name, convert in self._arguments

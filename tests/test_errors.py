@@ -1,0 +1,377 @@
+# [Task]: T020 [From]: specs/requirements.md
+"""What a client is told when something goes wrong, and what it is never told."""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+from support import Caller, assert_error, assert_invalid
+
+import errors
+from db import get_session
+from errors import (
+    AccessDenied,
+    BodyTooLarge,
+    DatabaseUnavailable,
+    ExpiredToken,
+    InvalidToken,
+    MissingToken,
+    ServiceError,
+    TaskNotFound,
+    UnhandledErrors,
+    UnsupportedMediaType,
+    error_responses,
+    install_error_handlers,
+)
+from main import app as main_app
+from middleware.cors import AllowedOrigins
+from middleware.request import RequestMiddleware
+
+ORIGIN = "http://localhost:3000"
+RETRY = {"retry-after": "1"}
+
+# Name, status, detail, headers of its own: the table of CONTRACT.md.
+ERRORS: dict[str, tuple[int, str, dict[str, str]]] = {
+    "MissingToken": (401, "Missing authorization token", {"www-authenticate": "Bearer"}),
+    "InvalidToken": (
+        401,
+        "Invalid token",
+        {
+            "www-authenticate": 'Bearer error="invalid_token", error_description="Invalid token"',
+        },
+    ),
+    "ExpiredToken": (
+        401,
+        "Token has expired",
+        {
+            "www-authenticate": (
+                'Bearer error="invalid_token", error_description="Token has expired"'
+            ),
+        },
+    ),
+    "AccessDenied": (403, "Access denied", {}),
+    "TaskNotFound": (404, "Task not found", {}),
+    "BodyTimeout": (408, "Request body did not arrive in time", {"connection": "close"}),
+    "BodyTooLarge": (413, "Request body is too large", {}),
+    "UnsupportedMediaType": (415, "Content-Type must be application/json", {}),
+    "Unavailable": (503, "Service temporarily unavailable", RETRY),
+    "DatabaseUnavailable": (503, "Service temporarily unavailable", RETRY),
+    "KeysUnavailable": (503, "Service temporarily unavailable", RETRY),
+}
+
+
+def tree(root: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    for error in root.__subclasses__():
+        yield error
+        yield from tree(error)
+
+
+@pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    """One database will do: nothing here depends on which."""
+    return sqlite_url
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    """An app of a test's own endpoints between the service's own handlers and middlewares."""
+    app = FastAPI()
+    install_error_handlers(app)
+    app.add_middleware(UnhandledErrors)
+    app.add_middleware(AllowedOrigins)
+    app.add_middleware(RequestMiddleware)
+    return app
+
+
+@pytest.fixture
+async def web(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of that app."""
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+        yield web
+
+
+class TestServiceErrors:
+    def test_the_table_has_all_of_them(self) -> None:
+        assert {error.__name__ for error in tree(ServiceError)} == ERRORS.keys()
+
+    @pytest.mark.parametrize("name", ERRORS)
+    async def test_answer_as_the_contract_says(
+        self, app: FastAPI, web: httpx.AsyncClient, name: str
+    ) -> None:
+        @app.get("/")
+        async def endpoint() -> None:
+            raise getattr(errors, name)("hunter2")
+
+        status, detail, headers = ERRORS[name]
+        response = await web.get("/", headers={"Origin": ORIGIN})
+        assert_error(response, status, detail)
+        assert response.headers.items() >= headers.items()
+        for header in {"www-authenticate", "retry-after", "connection"} - headers.keys():
+            assert header not in response.headers
+        assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert "hunter2" not in f"{response.headers} {response.text}"
+
+    @pytest.mark.parametrize("name", ERRORS)
+    async def test_say_why_in_the_log(
+        self,
+        app: FastAPI,
+        web: httpx.AsyncClient,
+        name: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        @app.get("/")
+        async def endpoint() -> None:
+            raise getattr(errors, name)("the reason")
+
+        caplog.set_level(logging.DEBUG, "tasks.errors")
+        await web.get("/")
+        status, detail, _ = ERRORS[name]
+        [record] = [record for record in caplog.records if record.name == "tasks.errors"]
+        assert record.getMessage() == f"{status} {detail}: the reason"
+        # Of an outage its beginning and end are logged, not every request that meets it.
+        assert record.levelno == (logging.DEBUG if status == 503 else logging.INFO)
+        assert record.exc_info is None
+
+    def test_are_declared_once_a_status(self) -> None:
+        declared = error_responses(TaskNotFound, AccessDenied, MissingToken)
+        assert list(declared) == [401, 403, 404]
+        assert declared[404]["description"] == "Task not found"
+
+    @pytest.mark.parametrize(
+        ("method", "path", "declared"),
+        [
+            ("get", "", {AccessDenied, InvalidToken, DatabaseUnavailable}),
+            ("post", "", {BodyTooLarge, UnsupportedMediaType, DatabaseUnavailable}),
+            ("get", "/{task_id}", {TaskNotFound, ExpiredToken, DatabaseUnavailable}),
+            ("put", "/{task_id}", {TaskNotFound, BodyTooLarge, UnsupportedMediaType}),
+            ("patch", "/{task_id}/complete", {TaskNotFound, BodyTooLarge, UnsupportedMediaType}),
+            ("delete", "/{task_id}", {TaskNotFound, MissingToken, DatabaseUnavailable}),
+        ],
+    )
+    def test_are_documented(
+        self, method: str, path: str, declared: set[type[ServiceError]]
+    ) -> None:
+        operation = main_app.openapi()["paths"][f"/api/{{user_id}}/tasks{path}"][method]
+        assert operation["responses"].keys() >= {f"{error.status}" for error in declared}
+
+
+class TestHTTPErrors:
+    async def test_unknown_path_is_404(self, client: httpx.AsyncClient) -> None:
+        assert_error(await client.get("/nowhere"), 404, "Not Found")
+
+    @pytest.mark.parametrize(
+        ("path", "methods"),
+        [
+            ("/api/alice/tasks", {"GET", "POST"}),
+            ("/api/a%2Fb/tasks", {"GET", "POST"}),
+            ("/api/alice/tasks/1", {"GET", "PUT", "DELETE"}),
+            ("/api/alice/tasks/1/complete", {"PATCH"}),
+            ("/health", {"GET", "HEAD"}),
+            ("/health/ready", {"GET", "HEAD"}),
+            ("/docs", {"GET", "HEAD"}),
+            ("/openapi.json", {"GET", "HEAD"}),
+        ],
+    )
+    async def test_405_allows_every_method_of_the_path(
+        self, client: httpx.AsyncClient, path: str, methods: set[str]
+    ) -> None:
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"} - methods:
+            response = await client.request(method, path, headers={"Origin": ORIGIN})
+            assert_error(response, 405, "Method Not Allowed")
+            assert set(response.headers["allow"].split(", ")) == methods
+            assert response.headers["access-control-allow-origin"] == ORIGIN
+
+
+SECRETIVE = "hunter2"
+
+
+class TestValidationErrors:
+    @pytest.mark.parametrize(
+        ("body", "loc"),
+        [
+            (b'{"title": NaN}', ["body"]),
+            (b'{"title": -Infinity}', ["body"]),
+            (b'{"title": 1e999}', ["body", "title"]),
+            (b'{"title": ' + b"9" * 5000 + b"}", ["body"]),
+            (b'{"title": "hunter2', ["body"]),
+            (b'{"title": "hunter2\\ud800"}', ["body"]),
+            (b'{"title": "hunter2\\u0000"}', ["body"]),
+            (b'{"title": "hunter2\xff"}', ["body"]),
+            (b'"hunter2"', ["body"]),
+            (b'["hunter2"]', ["body"]),
+            (b"", ["body"]),
+            (b'{"title": ["hunter2"]}', ["body", "title"]),
+            (b'{"title": {"hunter2": "hunter2"}}', ["body", "title"]),
+            (b'{"title": "' + b"hunter2" * 100 + b'"}', ["body", "title"]),
+            (b'{"title": " "}', ["body", "title"]),
+            (b'{"description": "hunter2"}', ["body", "title"]),
+            (b'{"title": "t", "description": 123456789}', ["body", "description"]),
+            (b'{"title": "t", "completed": "hunter2"}', ["body", "completed"]),
+            (b'{"title": "t", "completed": null}', ["body", "completed"]),
+        ],
+        ids=lambda value: f"{value!r:.40}" if isinstance(value, bytes) else None,
+    )
+    async def test_say_where_and_echo_nothing(
+        self, alice: Caller, body: bytes, loc: list[str]
+    ) -> None:
+        headers = {"Content-Type": "application/json"}
+        response = await alice.request("POST", content=body, headers=headers)
+        assert_invalid(response, *loc)
+        for echo in (SECRETIVE, "NaN", "Infinity", "inf", "9999", "12345", "\x00"):
+            assert echo not in response.text
+
+    @pytest.mark.parametrize("task_id", [SECRETIVE, "0", "-1", "1.0", f"{2**63}", "9" * 5000])
+    async def test_of_a_path_echo_nothing(self, alice: Caller, task_id: str) -> None:
+        response = await alice.get(f"/{task_id}")
+        assert_invalid(response, "path", "task_id")
+        assert task_id not in response.json()["detail"][0]["msg"].split()
+
+    async def test_of_frameworks_parameters_are_in_the_same_form(
+        self, app: FastAPI, web: httpx.AsyncClient
+    ) -> None:
+        @app.get("/")
+        async def endpoint(limit: int) -> int:
+            return limit
+
+        response = await web.get("/", params={"limit": SECRETIVE})
+        assert_invalid(response, "query", "limit")
+        assert SECRETIVE not in response.text
+
+
+class TestUnhandledErrors:
+    @pytest.fixture
+    def broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The service with a session that can't be had for a reason nobody thought of."""
+
+        async def session() -> None:
+            raise RuntimeError("postgresql://user:hunter2@host/database")
+
+        monkeypatch.setitem(main_app.dependency_overrides, get_session, session)
+
+    @pytest.mark.usefixtures("broken")
+    async def test_are_500_with_the_request_id(
+        self, alice: Caller, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        headers = {"Origin": ORIGIN, "X-Request-ID": "known-to-the-client"}
+        response = await alice.get(headers=headers)
+        assert response.status_code == 500
+        assert response.headers["content-type"] == "application/json"
+        assert response.json() == {
+            "detail": "Internal Server Error",
+            "request_id": "known-to-the-client",
+        }
+        assert response.headers["x-request-id"] == "known-to-the-client"
+        assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["cache-control"] == "private, no-cache"
+        assert "hunter2" not in f"{response.headers} {response.text}"
+        [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert record.exc_info is not None
+        assert isinstance(record.exc_info[1], RuntimeError)
+        assert vars(record)["request_id"] == "known-to-the-client"
+
+    @pytest.mark.usefixtures("broken")
+    async def test_have_a_request_id_of_their_own(self, alice: Caller) -> None:
+        response = await alice.get()
+        assert response.json()["request_id"] == response.headers["x-request-id"]
+
+    @pytest.mark.usefixtures("broken")
+    async def test_are_not_for_the_scripts_of_other_origins(self, alice: Caller) -> None:
+        response = await alice.get(headers={"Origin": "https://evil.example"})
+        assert response.status_code == 500
+        assert "access-control-allow-origin" not in response.headers
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ValueError("hunter2"),
+            KeyError("hunter2"),
+            AssertionError("hunter2"),
+            ExceptionGroup("hunter2", [ValueError("hunter2")]),
+            UnicodeEncodeError("utf-8", "hunter2", 0, 1, "hunter2"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    async def test_in_an_endpoint_are_told_without_their_words(
+        self,
+        app: FastAPI,
+        web: httpx.AsyncClient,
+        error: Exception,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        @app.get("/")
+        async def endpoint() -> None:
+            raise error
+
+        response = await web.get("/")
+        assert response.status_code == 500
+        assert response.json().keys() == {"detail", "request_id"}
+        assert "hunter2" not in response.text
+        assert "Traceback (most recent call last)" in caplog.text
+        assert "hunter2" in caplog.text
+
+    async def test_next_request_is_served(self, app: FastAPI, web: httpx.AsyncClient) -> None:
+        @app.get("/")
+        async def endpoint(fail: bool) -> str:
+            if fail:
+                raise ValueError
+            return "fine"
+
+        assert (await web.get("/", params={"fail": True})).status_code == 500
+        assert (await web.get("/", params={"fail": False})).json() == "fine"
+
+    @pytest.mark.parametrize("error", [ValueError, ClientDisconnect])
+    async def test_after_the_start_of_a_response_say_nothing_more(
+        self, error: type[Exception], collected: list[Message]
+    ) -> None:
+        async def half_done(_scope: Scope, _receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            raise error
+
+        call = UnhandledErrors(half_done)({"type": "http"}, nothing, append_to(collected))
+        if error is ClientDisconnect:
+            await call
+        else:
+            with pytest.raises(error):
+                await call
+        assert [message["type"] for message in collected] == ["http.response.start"]
+
+    async def test_client_that_went_away_is_no_error(
+        self, collected: list[Message], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def waiting(_scope: Scope, _receive: Receive, _send: Send) -> None:
+            raise ClientDisconnect
+
+        await UnhandledErrors(waiting)({"type": "http"}, nothing, append_to(collected))
+        assert collected == []
+        assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+    async def test_outside_of_http_are_left_to_the_server(self, collected: list[Message]) -> None:
+        async def failing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+            raise ValueError("at the start")
+
+        with pytest.raises(ValueError, match="at the start"):
+            await UnhandledErrors(failing)({"type": "lifespan"}, nothing, append_to(collected))
+        assert collected == []
+
+
+@pytest.fixture
+def collected() -> list[Message]:
+    return []
+
+
+async def nothing() -> Message:
+    raise AssertionError("nobody should read")
+
+
+def append_to(messages: list[Message]) -> Callable[[Message], Any]:
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    return send

@@ -1,0 +1,369 @@
+# [Task]: T020 [From]: specs/requirements.md
+"""The two tables through SQLModel's own async session, the clock, and what statements may touch."""
+
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from sqlalchemy import String, bindparam, cast, make_url, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlmodel import SQLModel
+from sqlmodel import select as select_entities
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from models import DESCRIPTION_LENGTH, TITLE_LENGTH, Task, User, UTCDateTime, advance, utc_now
+from routes import tasks
+from statements import Statement
+
+BETTER_AUTH_DDL = """
+    CREATE TABLE "user" (
+        id text PRIMARY KEY, name text NOT NULL, email text NOT NULL UNIQUE,
+        "emailVerified" boolean NOT NULL, image text,
+        "createdAt" timestamptz NOT NULL, "updatedAt" timestamptz NOT NULL)
+"""
+BETTER_AUTH_ROW = """
+    INSERT INTO "user" VALUES ('Kq3vZ8yW1nB5tR7uX0aC2dE4fG6hJ9kL', 'Alice', 'a@b.co', true, NULL,
+        '2026-01-02 03:04:05.678901', '2026-01-02 03:04:05.678902')
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database; SQLite's is in memory."""
+    if request.param == "sqlite":
+        return "sqlite://"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine as someone else's test would make it."""
+    scheme, _, rest = database_url.partition(":")
+    driver = {"sqlite": "aiosqlite", "postgresql": "asyncpg"}[scheme]
+    engine = create_async_engine(f"{scheme}+{driver}:{rest}")
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+    """A session with the tables that the models describe."""
+    async with engine.begin() as connection:
+        await connection.run_sync(SQLModel.metadata.create_all)
+    async with AsyncSession(engine) as session:
+        yield session
+
+
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+async def values_of(session: AsyncSession, sql: str, **values: object) -> list[Any]:
+    """The rows of raw SQL: a value each, or a tuple."""
+    connection = await session.connection()
+    rows = [tuple(row) for row in await connection.execute(text(sql), values)]
+    return [row[0] if len(row) == 1 else row for row in rows]
+
+
+async def saved[T: SQLModel](session: AsyncSession, entity: T) -> T:
+    """The entity, committed and read back."""
+    session.add(entity)
+    await session.commit()
+    await session.refresh(entity)
+    return entity
+
+
+class TestTask:
+    async def test_is_kept_with_its_defaults(self, session: AsyncSession) -> None:
+        before = utc_now()
+        task = await saved(session, Task(user_id="alice", title="Buy milk"))
+        assert task.id == 1
+        assert (task.user_id, task.title) == ("alice", "Buy milk")
+        assert task.description is None
+        assert task.completed is False
+        for instant in (task.created_at, task.updated_at):
+            assert instant.utcoffset() == timedelta(0)
+            assert before <= instant <= utc_now()
+
+    async def test_is_kept_with_every_value(self, session: AsyncSession) -> None:
+        instant = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+        values: dict[str, Any] = {
+            "id": 2**53,
+            "user_id": "auth0|123",
+            "title": "é" * TITLE_LENGTH,
+            "description": "日" * DESCRIPTION_LENGTH,
+            "completed": True,
+            "created_at": instant,
+            "updated_at": instant + timedelta(microseconds=1),
+        }
+        await saved(session, Task(**values))
+        session.expunge_all()
+        [task] = (await session.exec(select_entities(Task))).all()
+        assert task.model_dump() == values
+
+    @pytest.mark.parametrize("missing", ["user_id", "title"])
+    async def test_needs_an_owner_and_a_title(self, session: AsyncSession, missing: str) -> None:
+        values: dict[str, Any] = {"user_id": "alice", "title": "Buy milk", missing: None}
+        session.add(Task(**values))
+        with pytest.raises(IntegrityError):
+            await session.commit()
+
+    async def test_is_completed_never_unless_said(self, session: AsyncSession) -> None:
+        """A row that another program inserts without it."""
+        [completed] = await values_of(
+            session,
+            "INSERT INTO task (user_id, title, created_at, updated_at) VALUES ('alice', 'raw',"
+            " '2026-01-02 03:04:05.000000', '2026-01-02 03:04:05.000000') RETURNING completed",
+        )
+        assert completed in (False, 0)
+        [task] = (await session.exec(select_entities(Task))).all()
+        assert task.completed is False
+
+    @pytest.mark.parametrize("microsecond", [0, 1, 678000, 999999])
+    async def test_instants_keep_their_microseconds(
+        self, session: AsyncSession, microsecond: int
+    ) -> None:
+        instant = datetime(2026, 1, 2, 3, 4, 5, microsecond, tzinfo=UTC)
+        task = await saved(session, Task(user_id="alice", title="t", created_at=instant))
+        assert task.created_at == instant
+        assert task.created_at.utcoffset() == timedelta(0)
+
+    @pytest.mark.parametrize("hours", [-11, 5.5, 14])
+    async def test_instant_of_another_zone_is_the_same_instant(
+        self, session: AsyncSession, hours: float
+    ) -> None:
+        zone = timezone(timedelta(hours=hours))
+        instant = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=zone)
+        task = await saved(session, Task(user_id="alice", title="t", created_at=instant))
+        assert task.created_at == instant
+        assert task.created_at.utcoffset() == timedelta(0)
+        found = await session.exec(select_entities(Task).where(Task.created_at == instant))
+        assert found.all() == [task]
+
+    async def test_instants_compare_in_order(self, session: AsyncSession) -> None:
+        noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
+        offsets = [timedelta(0), timedelta(microseconds=1), timedelta(seconds=1), timedelta(days=1)]
+        for offset in reversed(offsets):
+            session.add(Task(user_id="alice", title=f"{offset}", created_at=noon + offset))
+        await session.commit()
+        titles = await values_of(session, "SELECT title FROM task ORDER BY created_at")
+        assert titles == [f"{offset}" for offset in offsets]
+
+    async def test_id_of_a_deleted_task_is_not_used_again(self, session: AsyncSession) -> None:
+        await saved(session, Task(user_id="alice", title="first"))
+        last = await saved(session, Task(user_id="alice", title="last"))
+        assert last.id == 2
+        await session.delete(last)
+        await session.commit()
+        assert (await saved(session, Task(user_id="alice", title="next"))).id == 3
+
+    @on_postgresql
+    async def test_columns_of_postgresql(self, session: AsyncSession) -> None:
+        columns = await values_of(
+            session,
+            "SELECT column_name, data_type, character_maximum_length, is_nullable"
+            " FROM information_schema.columns WHERE table_name = 'task' ORDER BY ordinal_position",
+        )
+        assert columns == [
+            ("id", "bigint", None, "NO"),
+            ("user_id", "text", None, "NO"),
+            ("title", "character varying", TITLE_LENGTH, "NO"),
+            ("description", "character varying", DESCRIPTION_LENGTH, "YES"),
+            ("completed", "boolean", None, "NO"),
+            ("created_at", "timestamp with time zone", None, "NO"),
+            ("updated_at", "timestamp with time zone", None, "NO"),
+        ]
+
+    async def test_id_may_be_the_largest(self, session: AsyncSession) -> None:
+        task = await saved(session, Task(id=2**63 - 1, user_id="alice", title="last of all"))
+        assert task.id == 2**63 - 1
+
+    def test_refers_to_no_other_table(self) -> None:
+        assert SQLModel.metadata.tables["task"].foreign_keys == set()
+
+
+class TestUser:
+    async def test_is_kept_with_its_defaults(self, session: AsyncSession) -> None:
+        before = utc_now()
+        user = await saved(session, User(id="u1", email="a@b.co", name="Alice"))
+        assert (user.id, user.email, user.name) == ("u1", "a@b.co", "Alice")
+        assert user.email_verified is False
+        assert user.image is None
+        for instant in (user.created_at, user.updated_at):
+            assert instant.utcoffset() == timedelta(0)
+            assert before <= instant <= utc_now()
+
+    async def test_email_is_unique(self, session: AsyncSession) -> None:
+        await saved(session, User(id="u1", email="a@b.co", name="Alice"))
+        session.add(User(id="u2", email="a@b.co", name="Bob"))
+        with pytest.raises(IntegrityError):
+            await session.commit()
+
+    def test_columns_are_named_as_better_auth_names_them(self) -> None:
+        names = SQLModel.metadata.tables["user"].columns.keys()
+        assert set(names) == {
+            *("id", "name", "email", "emailVerified", "image", "createdAt", "updatedAt")
+        }
+
+    async def test_is_read_from_better_auths_own_table(self, engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            await connection.execute(text(BETTER_AUTH_DDL))
+            zone = "+00" if connection.dialect.name == "postgresql" else ""
+            row = re.sub(r"(\.6789\d\d)", rf"\1{zone}", BETTER_AUTH_ROW)
+            await connection.execute(text(row))
+        async with AsyncSession(engine) as session:
+            [user] = (await session.exec(select_entities(User))).all()
+        created_at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+        assert user.model_dump() == {
+            "id": "Kq3vZ8yW1nB5tR7uX0aC2dE4fG6hJ9kL",
+            "name": "Alice",
+            "email": "a@b.co",
+            "email_verified": True,
+            "image": None,
+            "created_at": created_at,
+            "updated_at": created_at + timedelta(microseconds=1),
+        }
+        assert user.created_at.utcoffset() == timedelta(0)
+
+    @on_postgresql
+    async def test_table_is_as_better_auth_makes_it(self, session: AsyncSession) -> None:
+        columns = (
+            "SELECT column_name, data_type, is_nullable FROM information_schema.columns"
+            " WHERE table_name = 'user' ORDER BY column_name"
+        )
+        ours = await values_of(session, columns)
+        connection = await session.connection()
+        await connection.execute(text('DROP TABLE "user"'))
+        await connection.execute(text(BETTER_AUTH_DDL))
+        assert ours == await values_of(session, columns)
+
+
+# What a clock that knows milliseconds, or a rounding one, would get wrong.
+INSTANTS = [
+    datetime(2026, 1, 2, 3, 4, second, microsecond, tzinfo=UTC)
+    for second in (0, 5, 59)
+    for microsecond in (0, 1, 499, 500, 501, 999, 1000, 123456, 499999, 999000, 999500, 999999)
+] + [
+    datetime(2026, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+    datetime(2028, 2, 28, 23, 59, 59, 999500, tzinfo=UTC),
+    datetime(1970, 1, 1, tzinfo=UTC),
+    datetime(2106, 2, 7, 6, 28, 16, 1, tzinfo=UTC),
+]
+NOW = bindparam("now", type_=UTCDateTime())
+BEFORE = bindparam("before", type_=UTCDateTime())
+
+
+async def advanced(session: AsyncSession, now: datetime, before: datetime) -> datetime:
+    connection = await session.connection()
+    values = {"now": now, "before": before}
+    instant: datetime | None = await connection.scalar(select(advance(NOW, BEFORE)), values)
+    assert instant is not None
+    return instant
+
+
+class TestAdvance:
+    async def test_is_now_where_the_clock_has_moved_on(self, session: AsyncSession) -> None:
+        for before in INSTANTS:
+            for step in (timedelta(milliseconds=2), timedelta(seconds=1), timedelta(days=400)):
+                assert await advanced(session, before + step, before) == before + step
+
+    @pytest.mark.parametrize(
+        "behind", [timedelta(0), timedelta(microseconds=1), timedelta(hours=1)], ids=str
+    )
+    async def test_is_just_after_before_where_it_has_not(
+        self, session: AsyncSession, behind: timedelta
+    ) -> None:
+        for before in INSTANTS:
+            moved = await advanced(session, before - behind, before)
+            assert before < moved <= before + timedelta(milliseconds=2)
+            assert moved.utcoffset() == timedelta(0)
+
+    async def test_is_after_before_where_it_has_hardly(self, session: AsyncSession) -> None:
+        for before in INSTANTS:
+            now = before + timedelta(microseconds=1)
+            assert await advanced(session, now, before) >= now
+
+    @on_sqlite
+    async def test_is_kept_in_the_form_of_every_instant(self, session: AsyncSession) -> None:
+        connection = await session.connection()
+        for before in INSTANTS:
+            for now in (before, before + timedelta(seconds=1)):
+                values = {"now": now, "before": before}
+                kept = await connection.scalar(select(cast(advance(NOW, BEFORE), String)), values)
+                assert kept is not None
+                assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}", kept)
+
+
+STATEMENTS = {
+    name: value._statement for name, value in vars(tasks).items() if isinstance(value, Statement)
+}
+
+
+def sql_of(name: str, dialect: str) -> str:
+    """A statement in one line, its binds by name and without the casts of PostgreSQL."""
+    dialect_class: Any = make_url(f"{dialect}://").get_dialect()
+    sql = str(STATEMENTS[name].compile(dialect=dialect_class(paramstyle="named")))
+    return re.sub(r"::\w+", "", " ".join(sql.split()))
+
+
+class TestStatements:
+    def test_the_list_has_all_six(self) -> None:
+        assert STATEMENTS.keys() >= {"LIST", "CREATE", "GET", "UPDATE", "COMPLETE", "DELETE"}
+
+    @pytest.mark.parametrize("dialect", ["sqlite+aiosqlite", "postgresql+asyncpg"])
+    @pytest.mark.parametrize("name", STATEMENTS)
+    def test_touch_tasks_of_the_owner_only(self, name: str, dialect: str) -> None:
+        sql = sql_of(name, dialect)
+        if sql.startswith("INSERT INTO task"):
+            columns, values = (part.split(", ") for part in re.findall(r"\(([^()]*)\)", sql))
+            assert dict(zip(columns, values, strict=True))["user_id"] == ":owner"
+            return
+        [condition] = re.findall(r" WHERE (.*?)(?: ORDER BY| RETURNING|$)", sql)
+        assert "task.user_id = :owner" in condition.split(" AND ")
+        assert " OR " not in condition
+        assert not re.search(r" (UNION|JOIN) ", sql)
+
+    @pytest.mark.parametrize("name", STATEMENTS)
+    async def test_leave_the_task_of_another_user_alone(
+        self, name: str, session: AsyncSession
+    ) -> None:
+        bobs = await saved(session, Task(user_id="bob", title="Bob's"))
+        kept = bobs.model_dump()
+        rows = await getattr(tasks, name).rows(
+            session,
+            owner="alice",
+            task_id=bobs.id,
+            new_title="changed",
+            new_description="changed",
+            new_completed=True,
+            describe=True,
+            now=utc_now(),
+        )
+        assert [row["user_id"] for row in rows] == (["alice"] if name == "CREATE" else [])
+        await session.refresh(bobs)
+        assert bobs.model_dump() == kept
+
+    async def test_list_is_read_off_its_index(self, session: AsyncSession) -> None:
+        session.add_all(
+            Task(user_id=user, title=f"{number}")
+            for user in ("alice", "bob", "carol")
+            for number in range(60)
+        )
+        await session.commit()
+        connection = await session.connection()
+        explain = "EXPLAIN QUERY PLAN"
+        if connection.dialect.name == "postgresql":
+            explain = "EXPLAIN"
+            await connection.execute(text("ANALYZE task"))
+            # So few rows are sorted more cheaply; the question is whether they need to be.
+            await connection.execute(text("SET LOCAL enable_seqscan = off"))
+            await connection.execute(text("SET LOCAL enable_sort = off"))
+        sql = f"{explain} {sql_of('LIST', connection.engine.url.drivername)}"
+        plan = f"{await values_of(session, sql, owner='alice')}"
+        assert "ix_task_user_id_created_at_id" in plan
+        assert "Sort" not in plan
+        assert "TEMP B-TREE" not in plan

@@ -12,6 +12,10 @@ endif
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 BIN := .venv/bin
 export UV_PROJECT_ENVIRONMENT := .venv
+# uv looks for Python on PATH, where pyenv's are not in every shell.
+space := $(subst ,, )
+PYENV := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1[3-9]*/bin))
+export PATH := $(PATH)$(if $(PYENV),:$(PYENV))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV
 

@@ -18,6 +18,12 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from db import DRIVER_ERRORS, Database, Session, database_errors
 from errors import DatabaseUnavailable
 
+_LOST_CONNECTION = (
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    ConnectionError,
+)
 # Seconds within which a lost connection must show for the statement to be run once more.
 REPEAT_WITHIN = 0.5
 # Seconds a connection has to answer again after its statement was cut off.
@@ -61,7 +67,7 @@ class Statement:
         began = time.monotonic()
         try:
             return await self._try_alone(database, values)
-        except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError, ConnectionError) as error:
+        except _LOST_CONNECTION as error:
             # The server has closed the connection since the pool gave it out. Only once, only when
             # it shows at once, and only if that can't mean doing the same twice.
             if not self._may_repeat(error) or time.monotonic() - began > REPEAT_WITHIN:

@@ -87,6 +87,10 @@ async def link_owners(database: Database) -> bool:
         async with database.changing_tables() as connection:
             # Whoever works on the users meanwhile must not be held up by this.
             await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
+            # Asked once more, now that nobody else can be at it.
+            change = await connection.scalar(text(_OWNER_LINK))
+            if change in (None, "linked"):
+                return change is not None
             await connection.execute(text(change))
             orphans = await connection.scalar(text(_COUNT_ORPHANS))
     logger.info("from now on the deletion of a user in Better Auth deletes the user's tasks")
@@ -144,6 +148,7 @@ _OWNER_LINK = """
         JOIN pg_constraint c ON c.conrelid = a.attrelid
             AND c.contype IN ('p', 'u')
             AND c.conkey = ARRAY[a.attnum]
+            AND NOT c.condeferrable
         WHERE a.attrelid = to_regclass('"user"')
             AND a.attname = 'id'
             AND a.atttypid IN ('text'::regtype, 'varchar'::regtype)
@@ -153,16 +158,15 @@ _OWNER_LINK = """
         FROM pg_constraint c
         JOIN owner ON owner.attrelid = c.confrelid
         WHERE c.conrelid = to_regclass('task') AND c.contype = 'f'
-    ), hindrances AS (
-        SELECT coalesce(string_agg(format('DROP CONSTRAINT %I, ', conname), ''), '') AS dropped
-        FROM link
+    ), change AS (
+        SELECT format('DROP CONSTRAINT %I', conname) AS part FROM link WHERE NOT cascades
+        UNION ALL
+        SELECT 'ADD CONSTRAINT fk_task_user_id_user FOREIGN KEY (user_id) '
+            || 'REFERENCES "user" (id) ON DELETE CASCADE NOT VALID'
+        WHERE NOT EXISTS (SELECT FROM link WHERE cascades)
     )
-    SELECT CASE
-        WHEN EXISTS (SELECT FROM link WHERE cascades) THEN 'linked'
-        ELSE 'ALTER TABLE task ' || dropped || 'ADD CONSTRAINT fk_task_user_id_user '
-            || 'FOREIGN KEY (user_id) REFERENCES "user" (id) ON DELETE CASCADE NOT VALID'
-        END
-    FROM owner, hindrances
+    SELECT coalesce('ALTER TABLE task ' || (SELECT string_agg(part, ', ') FROM change), 'linked')
+    FROM owner
 """
 _COUNT_ORPHANS = """
     SELECT count(*) FROM task WHERE NOT EXISTS (SELECT FROM "user" WHERE "user".id = task.user_id)

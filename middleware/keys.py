@@ -77,7 +77,7 @@ class KeySet:
                 await asyncio.shield(fetching)
         if kid not in self._usable():
             await self._look_again(kid, asked)
-        if self._looked_at >= asked:  # Not in vain.
+        if self._looked_at >= asked and not self._failing:  # Not in vain.
             self._blocked_until = float("-inf")
             self._looks_in_vain = 0
         key = self._keys[kid]
@@ -120,11 +120,11 @@ class KeySet:
         else:
             self._failing = False
             self._outage.ends()
+            self._looks_in_vain += 1  # Until the one who looks finds a key.
             self._keys = keys
             self._good_at = time.monotonic()
         finally:
             self._fetching = None
-            self._looks_in_vain += 1  # Until the one who looks finds a key.
             self._looked_at = time.monotonic()
             self._blocked_until = self._looked_at + COOLDOWN
 
@@ -167,11 +167,14 @@ def _public_key(jwk: Any) -> jwt.PyJWK | None:
         return None
     if jwk.get("use", "sig") != "sig":
         return None
-    try:
-        key = jwt.PyJWK(jwk)
-    except (jwt.PyJWTError, ValueError, TypeError):
+    # Before PyJWT sees it: of these kinds only, and its `alg`, if it names one, fitting its kind.
+    kind = (jwk.get("kty"), jwk.get("crv"))
+    fitting = [algorithm for algorithm, its_kind in ALGORITHMS.items() if its_kind == kind]
+    if not fitting or jwk.get("alg", fitting[0]) not in fitting:
         return None
-    if ALGORITHMS.get(key.algorithm_name) != (jwk["kty"], jwk.get("crv")):
+    try:
+        key = jwt.PyJWK(jwk, jwk.get("alg", fitting[0]))
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
         return None
     if jwk["kty"] == "RSA" and key.key.key_size < MIN_RSA_BITS:
         return None

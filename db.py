@@ -7,6 +7,7 @@ How a statement is run is in statements.py, how the tables come to be in tables.
 import asyncio
 import ipaddress
 import logging
+import secrets
 import sqlite3
 import ssl
 import time
@@ -83,7 +84,8 @@ def _postgresql_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
                 "DATABASE_URL has a parameter that is not supported, or one twice; supported are "
                 + ", ".join(_PARAMETERS)
             )
-    arguments = {
+    arguments: dict[str, Any] = {
+        "connection_class": _Connection,
         "ssl": _ssl_argument(url),
         "server_settings": {
             "application_name": "task-api",
@@ -92,17 +94,43 @@ def _postgresql_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
     }
     if "," in (query.get("host") or url.host or ""):
         raise SettingsError("DATABASE_URL names several hosts: name one, which may be a proxy's")
-    kept = {name: query[name] for name in _DRIVER_PARAMETERS if name in query}
-    return url.set(drivername="postgresql+asyncpg", query=kept), arguments
+    for name in _CACHE_SIZES:
+        if name in query:
+            if not str(query[name]).isdecimal():
+                raise SettingsError(f"DATABASE_URL: {name} must be a number")
+            arguments[name] = int(str(query[name]))
+    if query.get("pgbouncer") == "true":  # As Prisma is told of such a pooler.
+        arguments.setdefault("statement_cache_size", 0)
+    socket_folder = {"host": query["host"]} if "host" in query else {}
+    return url.set(drivername="postgresql+asyncpg", query=socket_folder), arguments
 
 
 _TLS_PARAMETERS = ("sslmode", "sslrootcert", "channel_binding")
 _SERVER_PARAMETERS = ("application_name", "options")
-# Passed on in the URL: a socket's folder, and the two caches that old poolers want at 0.
-_DRIVER_PARAMETERS = ("host", "prepared_statement_cache_size", "statement_cache_size")
+# What the two caches of prepared statements hold; an old pooler wants the driver's at 0.
+_CACHE_SIZES = ("statement_cache_size", "prepared_statement_cache_size")
 # Addressed to other clients, such as Prisma; this service's own settings say the same.
-_IGNORED_PARAMETERS = ("pgbouncer", "connection_limit", "pool_timeout", "connect_timeout")
-_PARAMETERS = (*_TLS_PARAMETERS, *_SERVER_PARAMETERS, *_DRIVER_PARAMETERS, *_IGNORED_PARAMETERS)
+_IGNORED_PARAMETERS = ("connection_limit", "pool_timeout", "connect_timeout")
+_PARAMETERS = (
+    *_TLS_PARAMETERS,
+    *_SERVER_PARAMETERS,
+    *_CACHE_SIZES,
+    *_IGNORED_PARAMETERS,
+    "host",
+    "pgbouncer",
+)
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """Names its prepared statements as no other process does.
+
+    asyncpg counts alike in each process. Behind a pooler that hands one server connection to
+    several, and that loses track of statements, a process would run what another prepared under its
+    name: a read may be a deletion. Names that nobody else has make that an error, 26000.
+    """
+
+    def _get_unique_id(self, prefix: str) -> str:
+        return f"{super()._get_unique_id(prefix)}{secrets.token_hex(6)}"
 
 
 def _ssl_argument(url: URL) -> ssl.SSLContext | str | bool:
@@ -140,6 +168,8 @@ def _ssl_argument(url: URL) -> ssl.SSLContext | str | bool:
             except (OSError, ssl.SSLError):
                 raise SettingsError("DATABASE_URL: sslrootcert is not a readable file") from None
             context.check_hostname = mode == "verify-full"
+            # libpq does not ask for what PostgreSQL's manual does not put into a certificate.
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
             return context
         case _:
             raise SettingsError(
@@ -210,7 +240,7 @@ def _discard_dead(connection: Any, record: ConnectionPoolEntry, _proxy: object) 
     if time.monotonic() - record.info.get("used_at", float("inf")) > IDLE_BEFORE_PING:
         try:
             await_(driver.fetchval("SELECT 1", timeout=PING_TIMEOUT))
-        except (*DRIVER_ERRORS, asyncpg.InternalClientError):
+        except DRIVER_ERRORS:
             driver.terminate()
             raise DisconnectionError from None
 
@@ -311,6 +341,8 @@ class Database:
         try:
             async with patient.begin() as connection:
                 await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})")
+                # While a change waits for a lock, all others wait behind it: rather try again.
+                await connection.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
                 yield connection
         finally:
             await patient.dispose()
@@ -387,6 +419,7 @@ DRIVER_ERRORS = (
     EmulatedDBAPIException,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     sqlite3.Error,
     OSError,  # Refused, unknown host, TLS; TimeoutError is one.
 )
@@ -396,6 +429,7 @@ _POOLER_HINT = (
 )
 # What a SQLSTATE that begins so means to an operator; with any other, the database does serve.
 _REASONS = {
+    "0A000": "its tables are being changed",
     "08P01": "the server, or a pooler in front of it, refuses what the service asks for at log-in",
     "08": "the connection is broken",
     "25006": "the database is read-only",
@@ -431,12 +465,16 @@ def database_errors() -> Iterator[None]:
         reason = _reason(cause)
         if reason is None:
             raise
-        raise DatabaseUnavailable(f"{reason} ({type(cause).__name__}: {cause})") from error
+        # The first line: what comes after it is asyncpg's advice.
+        said = str(cause).partition("\n")[0]
+        raise DatabaseUnavailable(f"{reason} ({type(cause).__name__}: {said})") from error
 
 
 def _reason(cause: BaseException | None) -> str | None:
     """Why the database does not serve, in a sentence; None if it does, and the fault is ours."""
     state = getattr(cause, "sqlstate", None)
+    if state == "0A000" and "cached statement" not in str(cause):
+        return None
     if state is not None:
         return next((_REASONS[key] for key in (state, state[:2]) if key in _REASONS), None)
     match cause:
@@ -446,7 +484,7 @@ def _reason(cause: BaseException | None) -> str | None:
             return "SQLite can't open, lock or write its file"
         case sqlite3.Error():
             return None
-        case asyncpg.InterfaceError() if "closed" not in str(cause):
+        case asyncpg.InterfaceError() | asyncpg.InternalClientError() if not nothing_sent(cause):
             return None  # A call that the driver refuses.
         case ssl.SSLCertVerificationError():
             return "the server's certificate does not verify, as the sslmode of DATABASE_URL asks"
@@ -454,6 +492,18 @@ def _reason(cause: BaseException | None) -> str | None:
             return "it did not answer in time"
         case _:
             return "it can't be reached"
+
+
+def nothing_sent(error: BaseException) -> bool:
+    """Whether the driver failed before it sent anything, since the connection was at its end."""
+    match error:
+        case asyncpg.InterfaceError():
+            return "closed" in str(error)
+        case asyncpg.InternalClientError():
+            # The server's last word has been read, its end of the connection not yet.
+            return "cannot switch to state" in str(error)
+        case _:
+            return False
 
 
 def _sqlite_code(error: sqlite3.Error) -> int | None:

@@ -15,16 +15,15 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db import DRIVER_ERRORS, Database, Session, database_errors
+from db import DRIVER_ERRORS, Database, Session, database_errors, nothing_sent
 from errors import DatabaseUnavailable
 
-_LOST_CONNECTION = (
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.AdminShutdownError,
-    ConnectionError,
-)
-# Seconds within which a lost connection must show for the statement to be run once more.
+# The connection broke while the statement ran: it may have been done.
+_CONNECTION_LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)
+# It had broken before, or the table has been changed since the statement was prepared: it was not.
+_TABLE_CHANGED = asyncpg.exceptions.InvalidCachedStatementError
+_NOT_BEGUN = (_TABLE_CHANGED, asyncpg.InterfaceError, asyncpg.InternalClientError)
+# Seconds within which a statement may be run again.
 REPEAT_WITHIN = 0.5
 # Seconds a connection has to answer again after its statement was cut off.
 RECOVERY_TIMEOUT = 2.0
@@ -64,19 +63,20 @@ class Statement:
         return rows[0] if rows else None
 
     async def _run_alone(self, database: Database, values: Mapping[str, object]) -> Rows:
-        began = time.monotonic()
-        try:
-            return await self._try_alone(database, values)
-        except _LOST_CONNECTION as error:
-            # The server has closed the connection since the pool gave it out. Only once, only when
-            # it shows at once, and only if that can't mean doing the same twice.
-            if not self._may_repeat(error) or time.monotonic() - began > REPEAT_WITHIN:
-                raise
-            return await self._try_alone(database, values)
-
-    def _may_repeat(self, error: Exception) -> bool:
-        # An InterfaceError says that nothing has been sent.
-        return isinstance(self._statement, Select) or isinstance(error, asyncpg.InterfaceError)
+        # Run again where that can't mean doing the same twice: specs/decisions.md, D11.
+        deadline = time.monotonic() + REPEAT_WITHIN
+        repeatable = isinstance(self._statement, Select)
+        while True:
+            try:
+                return await self._try_alone(database, values)
+            except _CONNECTION_LOST:
+                if not repeatable or time.monotonic() > deadline:
+                    raise
+                repeatable = False
+            except _NOT_BEGUN as error:
+                begun = not isinstance(error, _TABLE_CHANGED) and not nothing_sent(error)
+                if begun or time.monotonic() > deadline:
+                    raise
 
     async def _try_alone(self, database: Database, values: Mapping[str, object]) -> Rows:
         try:
@@ -159,7 +159,7 @@ async def _recover(pooled: PoolProxiedConnection) -> None:
     connection: Any = pooled.driver_connection
     try:
         await connection.fetchval("SELECT 1", timeout=RECOVERY_TIMEOUT)
-    except (*DRIVER_ERRORS, asyncpg.InternalClientError):
+    except DRIVER_ERRORS:
         connection.terminate()
     finally:
         await greenlet_spawn(pooled.close)

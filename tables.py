@@ -85,8 +85,6 @@ async def link_owners(database: Database) -> bool:
         if change in (None, "linked"):
             return change is not None
         async with database.changing_tables() as connection:
-            # Whoever works on the users meanwhile must not be held up by this.
-            await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
             # Asked once more, now that nobody else can be at it.
             change = await connection.scalar(text(_OWNER_LINK))
             if change in (None, "linked"):

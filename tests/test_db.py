@@ -341,12 +341,31 @@ class TestPostgreSQLURL:
             "options": "endpoint=ep-cool-a1b2",
         }
 
-    def test_cache_sizes_stay_for_the_driver(self) -> None:
-        query = {"prepared_statement_cache_size": "0", "statement_cache_size": "0"}
-        parsed, _ = connection_arguments(
-            "postgresql://u:p@h/d?" + "&".join(f"{name}={value}" for name, value in query.items())
-        )
-        assert parsed.query == query
+    @pytest.mark.parametrize(
+        ("parameters", "sizes"),
+        [
+            ("statement_cache_size=0", {"statement_cache_size": 0}),
+            (
+                "statement_cache_size=5&prepared_statement_cache_size=7",
+                {"statement_cache_size": 5, "prepared_statement_cache_size": 7},
+            ),
+            ("pgbouncer=true", {"statement_cache_size": 0}),
+            ("pgbouncer=true&statement_cache_size=5", {"statement_cache_size": 5}),
+            ("pgbouncer=false", {}),
+            ("", {}),
+        ],
+    )
+    def test_cache_sizes_are_numbers_for_the_driver(
+        self, parameters: str, sizes: dict[str, int]
+    ) -> None:
+        parsed, arguments = connection_arguments(f"postgresql://u:p@h/d?{parameters}")
+        assert parsed.query == {}
+        assert {n: v for n, v in arguments.items() if n.endswith("cache_size")} == sizes
+
+    @pytest.mark.parametrize("size", ["many", "-1", "1.5"])
+    def test_a_cache_size_that_is_no_number_is_refused(self, size: str) -> None:
+        with pytest.raises(SettingsError, match="statement_cache_size"):
+            connection_arguments(f"postgresql://u:p@h/d?statement_cache_size={size}")
 
     @pytest.mark.parametrize(
         "name", ["pgbouncer", "connection_limit", "pool_timeout", "connect_timeout"]

@@ -1,0 +1,782 @@
+# [Task]: T032 [From]: specs/requirements.md
+"""A database that fails, is away, slow or changed: points 6 to 12 of the reliability rules."""
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+from postgresql import PostgreSQL
+from proxy import Proxy, proxying
+from service import Service, create_database, serving
+from stage import (
+    AT_ONCE,
+    BOUND,
+    POOL,
+    RECOVERY,
+    Answer,
+    Ledger,
+    assert_healthy,
+    assert_in_time,
+    assert_no_traceback,
+    assert_unavailable,
+    at_once,
+    backends,
+    complaints,
+    connected,
+    eventually,
+    kill_backends,
+    listed,
+    load,
+    postgresql,
+    reads_and_writes,
+    recovered,
+    rows_locked,
+    served,
+    someone,
+    statuses,
+    stopped,
+    timed,
+    watched,
+)
+from support import SECRET, Caller, sign
+
+MAX_CONNECTIONS = 60
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgreSQL]:
+    with postgresql(max_connections=MAX_CONNECTIONS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def url(server: PostgreSQL) -> str:
+    return create_database(server)
+
+
+@pytest.fixture
+def empty_url(server: PostgreSQL) -> str:
+    """A database that no service has seen."""
+    return create_database(server)
+
+
+@pytest.fixture(scope="module")
+def proxy(server: PostgreSQL) -> Iterator[Proxy]:
+    with proxying(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, url: str, proxy: Proxy) -> Iterator[Service]:
+    """The service that the tests share, and leave well. It has its database through the proxy."""
+    folder = tmp_path_factory.mktemp("service")
+    address = proxy.url(url)
+    with serving(folder, DATABASE_URL=address, DATABASE_POOL_SIZE=str(POOL)) as service:
+        yield service
+
+
+@pytest.fixture
+async def http(service: Service, proxy: Proxy) -> AsyncIterator[httpx.AsyncClient]:
+    async with service.client() as http:
+        with watched(service):
+            try:
+                yield http
+            finally:
+                proxy.restore()
+
+
+@pytest.fixture
+def alice(http: httpx.AsyncClient) -> Caller:
+    return someone(http)
+
+
+@pytest.fixture
+def mark(service: Service) -> int:
+    """Where the log of this test begins."""
+    return len(service.log())
+
+
+async def fill_pool(caller: Caller, url: str) -> None:
+    """Have the service connect as often as it may."""
+
+    async def full() -> bool:
+        await at_once(caller.get() for _ in range(4 * POOL))
+        return await backends(url) == POOL
+
+    await eventually(full, BOUND)
+
+
+class TestPoint6KilledConnections:
+    # Without the cure, no look at a connection before it is used: ten 503s (or 500s), one for each
+    # dead connection of the pool. With a repetition of everything: titles that are there twice.
+
+    @pytest.mark.parametrize("how", ["by_the_server", "by_a_reset"])
+    async def test_are_replaced_for_the_next_reads_and_writes(
+        self, alice: Caller, url: str, proxy: Proxy, how: str
+    ) -> None:
+        await fill_pool(alice, url)
+        if how == "by_the_server":
+            assert await kill_backends(url) == POOL
+        else:
+            proxy.cut()
+        answers = await at_once(reads_and_writes(alice, 20, "Next"))
+        assert statuses(answers) == {200: 10, 201: 10}
+        titles = Counter(task["title"] for task in await listed(alice))
+        assert titles == {f"Next {n}": 1 for n in range(0, 20, 2)}
+
+    async def test_are_no_bug_between_their_last_word_and_their_end(
+        self, alice: Caller, url: str, proxy: Proxy
+    ) -> None:
+        await fill_pool(alice, url)
+        with proxy.ends_lost():
+            await kill_backends(url)
+            answers = await at_once(reads_and_writes(alice, 20, "Next"))
+            assert_in_time(answers)
+            await recovered(alice)
+        titles = Counter(task["title"] for task in await listed(alice))
+        del titles["Back again"]
+        assert set(titles.values()) <= {1}
+
+    async def test_under_load_lose_and_repeat_no_write(
+        self, alice: Caller, url: str, proxy: Proxy
+    ) -> None:
+        ledger = Ledger()
+        async with load(8, lambda stop: ledger.post_until(alice, stop)):
+            for n in range(1, 11):
+                await ledger.reach(20 * n)
+                if n % 2:
+                    proxy.cut()
+                else:
+                    await kill_backends(url)
+        assert ledger.answers.keys() <= {201, 503}
+        ledger.assert_kept(await listed(alice))
+        await recovered(alice)
+
+    async def test_whose_answers_are_lost_repeat_no_write(
+        self, http: httpx.AsyncClient, alice: Caller, url: str, proxy: Proxy
+    ) -> None:
+        await fill_pool(alice, url)
+        # Every connection has prepared the statement, so that one answer is all it waits for.
+        await at_once(reads_and_writes(someone(http), 8 * POOL, "Before"))
+        with proxy.delayed(0.0, 0.5):
+            writes = [alice.post({"title": f"Written {n}"}) for n in range(POOL)]
+            asked = asyncio.create_task(at_once(writes))
+
+            async def written() -> bool:
+                async with connected(url) as connection:
+                    count = "SELECT count(*) FROM task WHERE user_id = $1"
+                    stored: int = await connection.fetchval(count, alice.user)
+                    return stored == POOL
+
+            await eventually(written)
+            proxy.cut()
+        answers = await asked
+        # The service can't know, and so promises nothing but what it had heard before.
+        assert 503 in statuses(answers)
+        assert statuses(answers).keys() <= {201, 503}
+        assert_in_time(answers)
+        titles = [task["title"] for task in await listed(alice)]
+        assert sorted(titles) == [f"Written {n}" for n in range(POOL)]
+
+
+class TestPoint7DatabaseDown:
+    # Without the cure: ConnectionRefusedError, which is no SQLAlchemy error, becomes a 500 and a
+    # traceback for each request; or requests wait for a connection until their clients give up.
+
+    @pytest.mark.parametrize("how", ["stopped", "killed", "unreachable"])
+    async def test_is_503_within_the_bound_and_over_when_it_is_back(
+        self,
+        server: PostgreSQL,
+        service: Service,
+        mark: int,
+        proxy: Proxy,
+        http: httpx.AsyncClient,
+        alice: Caller,
+        how: str,
+    ) -> None:
+        await at_once(reads_and_writes(alice, 2 * POOL, "Before"))
+        async with contextlib.AsyncExitStack() as outage:
+            if how == "unreachable":
+                proxy.refuse()
+                proxy.cut()
+                outage.callback(proxy.accept)
+            else:
+                mode = {"stopped": "fast", "killed": "immediate"}[how]
+                await outage.enter_async_context(stopped(server, mode))
+            answers = []
+            for n in range(3):
+                answers += await at_once(reads_and_writes(alice, 20, f"During {n}"))
+                await assert_healthy(http)
+            assert statuses(answers) == {503: 60}
+            assert_in_time(answers)
+            assert statistics.median(answer.seconds for answer in answers) < AT_ONCE
+        await recovered(alice)
+        # An operator reads that it began and that it ended, not a line for each request.
+        assert len(complaints(service, mark)) <= 2, complaints(service, mark)
+
+    async def test_under_load_is_never_a_bug(
+        self, server: PostgreSQL, http: httpx.AsyncClient, alice: Caller
+    ) -> None:
+        ledger = Ledger()
+        async with load(16, lambda stop: ledger.post_until(alice, stop)):
+            for n in range(1, 4):
+                await ledger.reach(100 * n)
+                async with stopped(server, "fast" if n % 2 else "immediate"):
+                    await assert_healthy(http)
+        assert ledger.answers.keys() <= {201, 503}
+        ledger.assert_kept(await listed(alice))
+
+
+class TestPoint8DatabaseDownAtStart:
+    # Without the cure, a start that needs its database: the process ends with a traceback, and a
+    # supervisor that restarts it in ever longer intervals keeps it away long after the database
+    # has come back.
+
+    @pytest.fixture
+    def proxy(self, server: PostgreSQL) -> Iterator[Proxy]:
+        with proxying(server.port) as proxy:
+            yield proxy
+
+    async def test_is_503_until_it_is_there(
+        self, tmp_path: Path, empty_url: str, proxy: Proxy
+    ) -> None:
+        proxy.refuse()
+        with serving(tmp_path, DATABASE_URL=proxy.url(empty_url)) as service, watched(service):
+            async with service.client() as http:
+                alice = someone(http)
+                answers = await at_once(reads_and_writes(alice, 10, "Early"))
+                assert statuses(answers) == {503: 10}
+                assert_in_time(answers)
+                await assert_healthy(http)
+                proxy.accept()
+                await recovered(alice)
+            assert 1 <= len(complaints(service)) <= 2, complaints(service)
+
+    async def test_that_answers_nothing_does_not_hold_up_the_start(
+        self, tmp_path: Path, empty_url: str, proxy: Proxy
+    ) -> None:
+        proxy.stall()
+        began = time.monotonic()
+        with serving(tmp_path, DATABASE_URL=proxy.url(empty_url)) as service, watched(service):
+            assert time.monotonic() - began < 2 * BOUND
+            async with service.client() as http:
+                await assert_healthy(http)
+                alice = someone(http)
+                answers = await at_once(reads_and_writes(alice, 10, "Early"))
+                assert statuses(answers) == {503: 10}
+                assert_in_time(answers)
+                proxy.resume()
+                await recovered(alice, BOUND)
+
+
+class TestPoint8MistakesInTheUrl:
+    # Without the cure: the same 503 as for a database that is away, a traceback of five screens for
+    # each attempt, and somewhere in it the URL with its password.
+
+    PASSWORD = "correct-horse"
+
+    @pytest.fixture
+    async def secured(self, server: PostgreSQL, empty_url: str) -> AsyncIterator[str]:
+        """The URL of a database whose server asks a role of this name for its password."""
+        server.require_password("secured")
+        async with connected(empty_url) as connection:
+            await connection.execute(f"CREATE ROLE secured LOGIN PASSWORD '{self.PASSWORD}'")
+            await connection.execute("GRANT CREATE ON SCHEMA public TO secured")
+            await connection.execute("SELECT pg_reload_conf()")
+
+            async def asks() -> bool:
+                try:
+                    await (await asyncpg.connect(with_password(empty_url, "wrong"))).close()
+                except asyncpg.InvalidPasswordError:
+                    return True
+                return False
+
+            await eventually(asks)
+            yield empty_url
+            await connection.execute("DROP OWNED BY secured; DROP ROLE secured")
+
+    async def test_wrong_password_is_said_plainly(
+        self, tmp_path: Path, server: PostgreSQL, secured: str
+    ) -> None:
+        wrong = "battery-staple"
+        with serving(tmp_path, DATABASE_URL=with_password(secured, wrong)) as service:
+            await self._assert_said(service, server, "password authentication failed", "password")
+            assert wrong not in service.log()
+
+    async def test_unknown_database_is_said_plainly(
+        self, tmp_path: Path, server: PostgreSQL, secured: str
+    ) -> None:
+        name = secured.rpartition("/")[2]
+        url = with_password(secured, self.PASSWORD).replace(name, "nowhere")
+        with serving(tmp_path, DATABASE_URL=url) as service:
+            await self._assert_said(service, server, "does not exist", "does not exist")
+            assert self.PASSWORD not in service.log()
+
+    async def test_right_password_is_no_complaint(self, tmp_path: Path, secured: str) -> None:
+        url = with_password(secured, self.PASSWORD)
+        with serving(tmp_path, DATABASE_URL=url) as service:
+            async with service.client() as http:
+                await Caller(http, "alice").add()
+            assert complaints(service) == []
+            assert self.PASSWORD not in service.log()
+
+    async def _assert_said(
+        self, service: Service, server: PostgreSQL, refusal: str, words: str
+    ) -> None:
+        refused = server.log().count(refusal)
+        async with service.client() as http:
+            alice = Caller(http, "alice")
+
+            async def tried_again() -> bool:
+                assert_unavailable(await alice.get())
+                return server.log().count(refusal) >= refused + 3
+
+            await eventually(tried_again)
+            await assert_healthy(http)
+        [line] = complaints(service)
+        assert words in line
+        assert_no_traceback(service)
+
+
+def with_password(url: str, password: str) -> str:
+    return url.replace("postgres@", f"secured:{password}@")
+
+
+class TestPoint9Stuck:
+    # Without the cure, asyncpg's defaults: no limit for a statement and 60 s to connect, so that a
+    # request on a half-open connection never ends, and the pool is gone after ten of them.
+
+    async def test_swallowed_packets_end_in_time(
+        self, proxy: Proxy, url: str, http: httpx.AsyncClient, alice: Caller
+    ) -> None:
+        await fill_pool(alice, url)
+        proxy.stall()
+        asked = asyncio.create_task(at_once(reads_and_writes(alice, 40, "During")))
+        await assert_healthy(http)
+        answers = await asked
+        assert statuses(answers) == {503: 40}
+        assert_in_time(answers)
+        await assert_healthy(http)
+        proxy.resume()
+        await self._assert_well(alice, url)
+
+    async def test_half_open_connections_are_replaced(
+        self, proxy: Proxy, url: str, alice: Caller
+    ) -> None:
+        await fill_pool(alice, url)
+        with proxy.stranded():
+            assert_in_time(await at_once(reads_and_writes(alice, POOL, "During")))
+            # Each has cost at most one request its result.
+            await self._assert_well(alice, url)
+
+    async def test_connections_that_nobody_answers_end_in_time(
+        self, proxy: Proxy, url: str, http: httpx.AsyncClient, alice: Caller
+    ) -> None:
+        await fill_pool(alice, url)
+        proxy.mute()
+        proxy.cut()
+        answers = await at_once(reads_and_writes(alice, 40, "During"))
+        assert statuses(answers) == {503: 40}
+        assert_in_time(answers)
+        await assert_healthy(http)
+        proxy.resume()
+        await self._assert_well(alice, url)
+
+    async def test_lock_holds_up_nobody_else(self, url: str, alice: Caller) -> None:
+        task = await alice.add("Before")
+        one = f"/{task['id']}"
+        async with rows_locked(url, task["id"]):
+            stuck = [
+                asyncio.create_task(timed(alice.put(one, {"title": "During"})))
+                for _ in range(POOL // 2)
+            ]
+            others: list[Answer] = []
+            while not all(request.done() for request in stuck):
+                others += await at_once(reads_and_writes(alice, 6, f"Other {len(others)}"))
+            assert statuses(others).keys() == {200, 201}
+            assert statistics.median(other.seconds for other in others) < AT_ONCE
+            answers = await asyncio.gather(*stuck)
+            assert statuses(answers) == {503: POOL // 2}
+            assert_in_time(answers)
+            await self._assert_none_left(url)
+        assert (await alice.get(one)).json() == task
+        await self._assert_well(alice, url)
+
+    async def test_lock_that_takes_every_connection_ends_in_time(
+        self, url: str, http: httpx.AsyncClient, alice: Caller
+    ) -> None:
+        task = await alice.add("Before")
+        one = f"/{task['id']}"
+        async with rows_locked(url, task["id"]):
+            requests = [alice.put(one, {"title": "During"}) for _ in range(4 * POOL)]
+            asked = asyncio.create_task(at_once(requests))
+            await assert_healthy(http)
+            answers = await asked
+            assert statuses(answers) == {503: 4 * POOL}
+            assert_in_time(answers)
+            await self._assert_none_left(url)
+        assert (await alice.get(one)).json() == task
+        await self._assert_well(alice, url)
+
+    async def _assert_none_left(self, url: str) -> None:
+        async def none() -> bool:
+            return await backends(url, "state <> 'idle'") == 0
+
+        await eventually(none, BOUND)
+
+    async def _assert_well(self, alice: Caller, url: str) -> None:
+        await recovered(alice, RECOVERY)
+        answers = await at_once(reads_and_writes(alice, 4 * POOL, "Afterwards"))
+        assert statuses(answers) == {200: 2 * POOL, 201: 2 * POOL}
+        assert await backends(url, "state LIKE 'idle in transaction%'") == 0
+
+
+class TestPoint9Waiting:
+    # Without the cure, SQLAlchemy's pool alone: who gives a connection back and asks again is ahead
+    # of those who wait, some of whom wait for a second while the median is 35 ms.
+
+    CLIENTS = 64
+
+    @pytest.fixture
+    def service(self, tmp_path: Path, url: str, proxy: Proxy) -> Iterator[Service]:
+        with serving(tmp_path, DATABASE_URL=proxy.url(url), DATABASE_POOL_SIZE="4") as service:
+            yield service
+
+    async def test_is_fair(self, service: Service, proxy: Proxy) -> None:
+        seconds: list[float] = []
+        statuses: set[bytes] = set()
+
+        async def enough() -> bool:
+            return len(seconds) >= 6 * self.CLIENTS
+
+        async def ask(stop: asyncio.Event) -> None:
+            # A socket for each client: httpx is unfair in sharing out connections of its own.
+            reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+            while not stop.is_set():
+                began = time.monotonic()
+                writer.write(
+                    f"GET /api/alice/tasks/1 HTTP/1.1\r\nHost: test\r\n"
+                    f"Authorization: Bearer {token}\r\n\r\n".encode()
+                )
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(len(b'{"detail":"Task not found"}'))
+                seconds.append(time.monotonic() - began)
+                statuses.add(head.split()[1])
+            writer.close()
+            await writer.wait_closed()
+
+        token = sign("alice")
+        # The database, not this machine, is what everyone waits for: 200 requests a second.
+        with proxy.delayed(0.01, 0.01):
+            async with load(self.CLIENTS, ask):
+                await eventually(enough)
+        assert statuses == {b"404"}
+        assert max(seconds) < 3 * statistics.median(seconds)
+
+
+class TestPoint10Overload:
+    # Without the cure, SQLAlchemy's 30 s of waiting for a connection: a queue that only grows, in
+    # which everyone waits for longer than any client does, and nobody is told.
+
+    @pytest.fixture
+    def service(self, tmp_path: Path, url: str, proxy: Proxy) -> Iterator[Service]:
+        with serving(tmp_path, DATABASE_URL=proxy.url(url), DATABASE_POOL_SIZE="1") as service:
+            yield service
+
+    async def test_is_503_for_what_can_not_be_served_soon(
+        self, proxy: Proxy, service: Service, mark: int, http: httpx.AsyncClient, alice: Caller
+    ) -> None:
+        await alice.add()
+        with proxy.delayed(0.05, 0.05):  # Ten requests a second.
+            asked = asyncio.create_task(at_once(reads_and_writes(alice, 100, "Too many")))
+            await assert_healthy(http)
+            answers = await asked
+            assert statuses(answers).keys() == {200, 201, 503}
+            assert statuses(answers)[503] < 100 - 5
+            assert_in_time(answers)
+            # Nobody is still in line.
+            after = await timed(alice.get())
+            assert after.status == 200
+            assert after.seconds < AT_ONCE
+        assert len(complaints(service, mark)) <= 2, complaints(service, mark)
+
+
+class TestPoint11ChangesOfTheTable:
+    # Without the cure: every connection that has prepared a statement before the change fails once
+    # with InvalidCachedStatementError, an SQLAlchemy NotSupportedError, and so a 500.
+
+    CHANGES = (
+        "ALTER TABLE task ADD COLUMN priority integer NOT NULL DEFAULT 0",
+        "ALTER TABLE task ALTER COLUMN title TYPE text",
+        "ALTER TABLE task ALTER COLUMN title TYPE varchar(200)",
+        "CREATE INDEX ix_task_title ON task (title)",
+        "ALTER TABLE task ALTER COLUMN description TYPE varchar(2000)",
+        "ALTER TABLE task ALTER COLUMN description TYPE varchar(1000)",
+        "DROP INDEX ix_task_title",
+        "ALTER TABLE task DROP COLUMN priority",
+    )
+
+    async def test_under_load_are_not_noticed(self, url: str, alice: Caller) -> None:
+        await fill_pool(alice, url)
+        ledger = Ledger()
+        reads: Counter[int] = Counter()
+
+        async def work(stop: asyncio.Event) -> None:
+            while not stop.is_set():
+                await ledger.post(alice)
+                reads[(await alice.get("/1")).status_code] += 1
+
+        async with load(8, work), connected(url) as connection:
+            for n, change in enumerate(self.CHANGES, 1):
+                await connection.execute(change)
+                await ledger.reach(25 * n)
+        assert ledger.answers.keys() == {201}
+        assert reads.keys() <= {200, 404}
+        ledger.assert_kept(await listed(alice))
+
+
+class TestPoint11ReadOnlyDatabase:
+    # Without the cure: SQLSTATE 25006, which SQLAlchemy knows only as its DBAPIError, is a 500.
+
+    async def test_serves_reads_and_says_503_to_writes(self, url: str, alice: Caller) -> None:
+        task = await alice.add("Before")
+        one = f"/{task['id']}"
+        await fill_pool(alice, url)
+        async with connected(url) as connection:
+            await connection.execute("SET default_transaction_read_only = off")
+            await connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            await connection.execute("SELECT pg_reload_conf()")
+
+            async def read_only() -> bool:
+                return (await alice.post({"title": "During"})).status_code != 201
+
+            try:
+                await eventually(read_only)
+                for request in (
+                    alice.post({"title": "During"}),
+                    alice.put(one, {"title": "During"}),
+                    alice.complete(task["id"]),
+                    alice.delete(one),
+                ):
+                    assert_unavailable(await request)
+                assert (await alice.get(one)).json() == task
+                assert (await alice.get()).status_code == 200
+            finally:
+                await connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+                await connection.execute("SELECT pg_reload_conf()")
+        await recovered(alice)
+        assert (await alice.put(one, {"title": "After"})).status_code == 200
+
+
+class TestPoint11OutOfConnections:
+    # Without the cure: SQLSTATE 53300 comes as asyncpg's own TooManyConnectionsError, a 500 with a
+    # traceback; and whoever waited for that connection is not woken.
+
+    async def test_is_503_at_worst_and_over_when_there_are_some(
+        self, server: PostgreSQL, url: str, proxy: Proxy, http: httpx.AsyncClient, alice: Caller
+    ) -> None:
+        await fill_pool(alice, url)
+        taken: list[asyncpg.Connection] = []
+        try:
+            with contextlib.suppress(asyncpg.TooManyConnectionsError):
+                while len(taken) <= MAX_CONNECTIONS:
+                    taken.append(await asyncpg.connect(server.url()))
+            # With the pool still there, nothing is amiss.
+            answers = await at_once(reads_and_writes(alice, 20, "Enough"))
+            assert statuses(answers) == {200: 10, 201: 10}
+            await self._take_the_pools(server, taken, proxy)
+            answers = await at_once(reads_and_writes(alice, 40, "During"))
+            assert statuses(answers) == {503: 40}
+            assert_in_time(answers)
+            assert statistics.median(answer.seconds for answer in answers) < AT_ONCE
+            await assert_healthy(http)
+        finally:
+            for connection in taken:
+                connection.terminate()
+        await recovered(alice)
+
+    async def _take_the_pools(
+        self, server: PostgreSQL, taken: list[asyncpg.Connection], proxy: Proxy
+    ) -> None:
+        proxy.refuse()
+        proxy.cut()
+
+        async def all_taken() -> bool:
+            with contextlib.suppress(asyncpg.TooManyConnectionsError):
+                while True:
+                    taken.append(await asyncpg.connect(server.url()))
+            return len(taken) >= MAX_CONNECTIONS
+
+        await eventually(all_taken)
+        proxy.accept()
+
+
+@contextlib.asynccontextmanager
+async def started_together(count: int, folder: Path, url: str) -> AsyncIterator[list[Service]]:
+    """Processes that all come to make the table in the same moment."""
+    environment = {"BETTER_AUTH_SECRET": SECRET, "DATABASE_URL": url}
+    services = [Service(folder, environment) for _ in range(count)]
+
+    async def all_wait() -> bool:
+        return await backends(url, "wait_event_type = 'Lock'") == count
+
+    try:
+        async with connected(url) as connection, connection.transaction():
+            # Whoever comes first waits with its table for the others.
+            await connection.execute("LOCK TABLE pg_class IN SHARE MODE")
+            await eventually(all_wait)
+        for service in services:
+            await asyncio.to_thread(service.wait_for_health)
+        yield services
+    finally:
+        for service in services:
+            service.kill()
+
+
+class TestPoint12FourProcesses:
+    # Without the cure, CREATE TABLE IF NOT EXISTS alone: two that run at once collide in the
+    # catalogue of PostgreSQL, and the second dies of a duplicate key in pg_type.
+
+    async def test_start_at_once_on_an_empty_database(
+        self, tmp_path: Path, server: PostgreSQL, empty_url: str
+    ) -> None:
+        before = len(server.log())
+        async with started_together(4, tmp_path, empty_url) as services:
+            for n, service in enumerate(services):
+                async with service.client() as http:
+                    await recovered(Caller(http, "alice"))
+                    await Caller(http, "alice").add(f"From {n}")
+                assert complaints(service) == []
+        assert "ERROR" not in server.log()[before:]
+
+    async def test_of_one_service_start_at_once_on_an_empty_database(
+        self, tmp_path: Path, server: PostgreSQL, empty_url: str
+    ) -> None:
+        before = len(server.log())
+        with serving(tmp_path, "--workers", "4", DATABASE_URL=empty_url) as service:
+
+            async def all_started() -> bool:
+                return service.log().count("startup complete") == 4
+
+            await eventually(all_started)
+            async with service.client() as http:
+                await at_once(Caller(http, "alice").get() for _ in range(20))
+            assert complaints(service) == []
+        assert "ERROR" not in server.log()[before:]
+
+
+OLDER_TABLE = """
+    SET timezone = 'UTC';
+    CREATE TABLE task (
+        id serial PRIMARY KEY,
+        user_id varchar NOT NULL,
+        title varchar(200) NOT NULL,
+        description varchar(1000),
+        completed boolean NOT NULL,
+        created_at timestamp NOT NULL,
+        updated_at timestamp NOT NULL
+    );
+    CREATE INDEX ix_task_user_id ON task (user_id);
+    CREATE INDEX ix_task_completed ON task (completed);
+    INSERT INTO task (user_id, title, description, completed, created_at, updated_at)
+    SELECT
+        CASE WHEN n % 2 = 0 THEN 'alice' ELSE 'bob' END,
+        'Old ' || n,
+        CASE WHEN n % 3 = 0 THEN 'Description ' || n END,
+        n % 4 = 0,
+        timestamp '2025-01-01 12:00:00.000001' + n * interval '1 hour',
+        timestamp '2025-06-01 12:00:00.5' + n * interval '1 hour'
+    FROM generate_series(1, 1000) n
+"""
+TWELFTH = {
+    "id": 12,
+    "user_id": "alice",
+    "title": "Old 12",
+    "description": "Description 12",
+    "completed": True,
+    "created_at": "2025-01-02T00:00:00.000001Z",
+    "updated_at": "2025-06-02T00:00:00.500000Z",
+}
+COLUMNS = """
+    SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+    WHERE attrelid = 'task'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+
+
+class TestPoint12OlderTable:
+    # Without the cure: asyncpg refuses an aware instant for a timestamp without time zone, so every
+    # POST is a 500; and the table is full when its serial reaches 2^31.
+
+    @pytest.fixture
+    async def older(self, empty_url: str) -> str:
+        """A database with the table of an earlier backend, in a time zone of its own."""
+        async with connected(empty_url) as connection:
+            await connection.execute(OLDER_TABLE)
+            # What the server shows times in must not be what the old values are taken for.
+            name = empty_url.rpartition("/")[2]
+            await connection.execute(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
+        return empty_url
+
+    async def test_serves_every_operation(self, tmp_path: Path, older: str) -> None:
+        with serving(tmp_path, DATABASE_URL=older) as service, watched(service):
+            async with service.client() as http:
+                alice = Caller(http, "alice")
+                task = await alice.add("New")
+                assert task["id"] == 1001
+                assert task["completed"] is False
+                assert (await alice.put("/12", {"title": "Newer"})).json()["title"] == "Newer"
+                assert (await alice.complete(12)).json()["completed"] is False
+                assert (await alice.get("/12")).json()["title"] == "Newer"
+                assert (await alice.delete("/14")).status_code == 204
+                first, *others = await listed(alice)
+                assert first == task
+                assert len(others) == 499
+                # Beyond what a serial can count.
+                async with connected(older) as connection:
+                    await connection.execute("SELECT setval('task_id_seq', 2147483647)")
+                assert (await alice.add())["id"] == 2**31
+
+    async def test_is_upgraded_once_by_four_processes_and_loses_nothing(
+        self, tmp_path: Path, server: PostgreSQL, older: str
+    ) -> None:
+        before = len(server.log())
+        async with started_together(4, tmp_path, older) as services:
+            for service in services:
+                async with service.client() as http:
+                    await served(Caller(http, "alice"))
+                    tasks = await listed(Caller(http, "alice")) + await listed(Caller(http, "bob"))
+                assert len(tasks) == 1000
+                assert {task["id"]: task for task in tasks}[12] == TWELFTH
+                assert complaints(service) == []
+        assert "ERROR" not in server.log()[before:]
+        async with connected(older) as connection:
+            columns = {row[0]: row[1] for row in await connection.fetch(COLUMNS)}
+            assert columns["id"] == "bigint"
+            assert columns["created_at"] == columns["updated_at"] == "timestamp with time zone"
+            indexes = await connection.fetch("SELECT indexname FROM pg_indexes")
+            assert {"ix_task_user_id", "ix_task_completed"} <= {row[0] for row in indexes}
+
+    async def test_is_503_while_its_upgrade_waits_for_others(
+        self, tmp_path: Path, older: str
+    ) -> None:
+        async with connected(older) as reader:
+            transaction = reader.transaction()
+            await transaction.start()
+            await reader.execute("SELECT FROM task")
+            with serving(tmp_path, DATABASE_URL=older) as service, watched(service):
+                async with service.client() as http:
+                    await assert_healthy(http)
+                    alice = Caller(http, "alice")
+                    answers = await at_once(reads_and_writes(alice, 10, "Early"))
+                    assert statuses(answers) == {503: 10}
+                    assert_in_time(answers)
+                    await transaction.rollback()
+                    await recovered(alice)
+                    assert len(await listed(alice)) == 501

@@ -1,0 +1,169 @@
+# [Task]: T032 [From]: specs/requirements.md
+"""SQLite, the embedded default: many writers, a locked file, a process that is killed."""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from service import Service, running, serving
+from stage import (
+    Answer,
+    Ledger,
+    assert_healthy,
+    assert_in_time,
+    assert_unavailable,
+    at_once,
+    complaints,
+    listed,
+    load,
+    reads_and_writes,
+    recovered,
+    statuses,
+    timed,
+    watched,
+)
+from support import SECRET, Caller
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tasks.db"
+
+
+@pytest.fixture
+def service(tmp_path: Path, path: Path) -> Iterator[Service]:
+    with serving(tmp_path, DATABASE_URL=f"sqlite:///{path}") as service, watched(service):
+        yield service
+
+
+def locked(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+    """Another process is the file's writer for as long as this lasts."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    return contextlib.closing(connection)
+
+
+class TestWal:
+    # Without the cure, the rollback journal: a reader of the file, such as a backup, keeps every
+    # writer out.
+
+    async def test_lets_others_read_while_the_service_writes(
+        self, path: Path, service: Service
+    ) -> None:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            reader.execute("BEGIN")
+            assert reader.execute("SELECT count(*) FROM task").fetchone() == (0,)
+            async with service.client() as http:
+                answers = await at_once(reads_and_writes(Caller(http, "alice"), 20, "During"))
+            assert statuses(answers) == {200: 10, 201: 10}
+            reader.execute("COMMIT")
+            assert reader.execute("SELECT count(*) FROM task").fetchone() == (10,)
+
+
+class TestPoint3WritesAtOnce:
+    # Without the cure, no busy timeout, or a transaction that reads before it writes: "database is
+    # locked" for whoever comes second.
+
+    async def test_of_100_writers_over_two_processes_all_succeed(
+        self, tmp_path: Path, path: Path
+    ) -> None:
+        settings = {"DATABASE_URL": f"sqlite:///{path}", "BETTER_AUTH_SECRET": SECRET}
+        # Both start at once, on a file that is not there yet.
+        both = [Service(tmp_path, settings), Service(tmp_path, settings)]
+        with running(both[0]) as one, running(both[1]) as other:
+            async with one.client() as http, other.client() as other_http:
+                callers = [Caller(http, "alice"), Caller(other_http, "alice")]
+                answers = await at_once(
+                    callers[n % 2].post({"title": f"Writer {n}"}) for n in range(100)
+                )
+                assert statuses(answers) == {201: 100}
+                kept = await listed(callers[0])
+                assert await listed(callers[1]) == kept
+            assert complaints(one) + complaints(other) == []
+        assert {task["title"] for task in kept} == {f"Writer {n}" for n in range(100)}
+        assert len(kept) == 100
+
+    async def test_101_toggles_over_two_processes_are_an_exact_alternation(
+        self, tmp_path: Path, path: Path
+    ) -> None:
+        settings = {"DATABASE_URL": f"sqlite:///{path}", "BETTER_AUTH_SECRET": SECRET}
+        both = [Service(tmp_path, settings), Service(tmp_path, settings)]
+        with running(both[0]) as one, running(both[1]) as other:
+            async with one.client() as http, other.client() as other_http:
+                callers = [Caller(http, "alice"), Caller(other_http, "alice")]
+                task = await callers[0].add()
+                answers = await at_once(callers[n % 2].complete(task["id"]) for n in range(101))
+        assert statuses(answers) == {200: 101}
+        tasks = [answer.response.json() for answer in answers]
+        states = {task["updated_at"]: task["completed"] for task in tasks}
+        assert [states[instant] for instant in sorted(states)] == [True, False] * 50 + [True]
+
+
+class TestPoint9LockedFile:
+    # Without the cure, an endless wait, or "database is locked" as a 500 with a traceback.
+
+    async def test_ends_in_time_and_is_over_when_it_is_free(
+        self, path: Path, service: Service
+    ) -> None:
+        async with service.client() as http:
+            alice = Caller(http, "alice")
+            task = await alice.add("Before")
+            with locked(path):
+                writes = [
+                    alice.post({"title": "During"}),
+                    alice.put(f"/{task['id']}", {"title": "During"}),
+                    *(alice.complete(task["id"]) for _ in range(20)),
+                ]
+                asked = asyncio.create_task(at_once(writes))
+                await assert_healthy(http)
+                answers = await asked
+                assert statuses(answers) == {503: len(writes)}
+                assert_in_time(answers)
+                for answer in answers:
+                    assert_unavailable(answer.response)
+                # Whoever only reads is not concerned, once the writers have gone.
+                read = await timed(alice.get(f"/{task['id']}"))
+                assert read.response.json() == task
+            await recovered(alice)
+            answers = await at_once(reads_and_writes(alice, 20, "Afterwards"))
+            assert statuses(answers) == {200: 10, 201: 10}
+            titles = {task["title"] for task in await listed(alice)}
+            assert "During" not in titles
+        assert len(complaints(service)) <= 4, complaints(service)
+
+    async def test_reads_go_on_while_a_write_waits(self, path: Path, service: Service) -> None:
+        async with service.client() as http:
+            alice = Caller(http, "alice")
+            task = await alice.add()
+            with locked(path):
+                write = asyncio.create_task(timed(alice.post({"title": "During"})))
+                reads: list[Answer] = []
+                while not write.done():
+                    reads += await at_once([alice.get(f"/{task['id']}")])
+                assert_in_time([await write])
+            assert_in_time(reads)
+            assert 200 in statuses(reads)
+
+
+class TestPoint2AcknowledgedWrites:
+    # Without the cure, synchronous = OFF or an answer before the commit: a 201 whose task is
+    # missing after the kill.
+
+    async def test_outlive_a_kill_of_the_service(self, tmp_path: Path, path: Path) -> None:
+        ledger = Ledger()
+        url = f"sqlite:///{path}"
+        with serving(tmp_path, DATABASE_URL=url) as victim:
+            async with victim.client() as http:
+                alice = Caller(http, "alice")
+                async with load(8, lambda stop: ledger.post_until(alice, stop)):
+                    await ledger.reach(200)
+                    victim.process.kill()
+        assert ledger.answers.keys() & {500, 503} == set()
+        with serving(tmp_path, DATABASE_URL=url) as successor:
+            async with successor.client() as http:
+                ledger.assert_kept(await listed(Caller(http, "alice")))
+                await Caller(http, "alice").add("Afterwards")

@@ -1,0 +1,351 @@
+# [Task]: T032 [From]: specs/requirements.md
+"""What was promised is kept: points 1 to 5 of the reliability rules, on real servers."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from postgresql import PostgreSQL
+from service import Service, create_database, serving
+from stage import (
+    BOUND,
+    POOL,
+    Answer,
+    Ledger,
+    assert_healthy,
+    assert_no_traceback,
+    at_once,
+    backends,
+    connected,
+    eventually,
+    listed,
+    load,
+    postgresql,
+    reads_and_writes,
+    rows_locked,
+    someone,
+    statuses,
+    stopped,
+    timed,
+    watched,
+)
+from support import Caller, assert_error, sign
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgreSQL]:
+    with postgresql(fsync="on") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def url(server: PostgreSQL) -> str:
+    return create_database(server)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[Service]:
+    """The service that the tests share, unless they end it."""
+    folder = tmp_path_factory.mktemp("service")
+    with serving(folder, DATABASE_URL=url, DATABASE_POOL_SIZE=str(POOL)) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory, server: PostgreSQL) -> Iterator[Service]:
+    url = create_database(server)
+    with serving(tmp_path_factory.mktemp("service"), "--workers", "2", DATABASE_URL=url) as service:
+        yield service
+
+
+@pytest.fixture
+async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    async with service.client() as http:
+        yield http
+
+
+@pytest.fixture
+def alice(http: httpx.AsyncClient) -> Caller:
+    return someone(http)
+
+
+REFUSE_AT_COMMIT = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'refused at the commit'; END $$;
+    CREATE CONSTRAINT TRIGGER refuse AFTER INSERT OR UPDATE OR DELETE ON task
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
+
+class TestPoint1CommitThatFails:
+    # Without the cure, a commit in the exit of a `yield` dependency of the default scope: the POST
+    # is answered 201 with an id, and the task is not there.
+
+    async def test_is_an_error_in_json_and_stores_nothing(self, url: str, alice: Caller) -> None:
+        task = await alice.add("Before")
+        one = f"/{task['id']}"
+        async with connected(url) as connection:
+            await connection.execute(REFUSE_AT_COMMIT)
+            for request in (
+                alice.post({"title": "Never"}),
+                alice.put(one, {"title": "Never"}),
+                alice.complete(task["id"]),
+                alice.delete(one),
+            ):
+                response = await request
+                assert response.status_code in (500, 503), response.text
+                assert response.headers["content-type"] == "application/json"
+                assert isinstance(response.json()["detail"], str)
+                assert "refused" not in response.text
+            await connection.execute("DROP FUNCTION refuse CASCADE")
+        assert (await alice.get()).json() == [task]
+        assert await backends(url, "state LIKE 'idle in transaction%'") == 0
+        assert (await alice.put(one, {"title": "After"})).json()["title"] == "After"
+
+
+class TestPoint2AcknowledgedWrites:
+    # Without the cure, answers before the commit, synchronous_commit off or a blind repetition of
+    # what was lost on the way: a 201 whose task is missing afterwards, or is there twice.
+
+    async def test_outlive_a_kill_of_the_service(self, tmp_path: Path, url: str) -> None:
+        ledger = Ledger()
+        with serving(tmp_path, DATABASE_URL=url) as victim:
+            async with victim.client() as http:
+                alice = someone(http)
+                async with load(8, lambda stop: ledger.post_until(alice, stop)):
+                    await ledger.reach(200)
+                    victim.process.kill()
+        assert ledger.answers.keys() & {500, 503} == set()
+        with serving(tmp_path, DATABASE_URL=url) as successor:
+            async with successor.client() as http:
+                ledger.assert_kept(await listed(Caller(http, alice.user)))
+
+    @pytest.mark.parametrize("mode", ["immediate", "fast"])
+    async def test_outlive_a_stop_of_the_server(
+        self,
+        server: PostgreSQL,
+        service: Service,
+        http: httpx.AsyncClient,
+        alice: Caller,
+        mode: str,
+    ) -> None:
+        ledger = Ledger()
+        with watched(service):
+            async with load(8, lambda stop: ledger.post_until(alice, stop)):
+                await ledger.reach(200)
+                async with stopped(server, mode):
+                    await assert_healthy(http)
+                await ledger.reach(len(ledger.promised) + 100)
+        assert ledger.answers.keys() <= {201, 503}
+        ledger.assert_kept(await listed(alice))
+
+
+class TestPoint3WritesAtOnce:
+    # Without the cure, reading the row and then writing it: two toggles both read False and both
+    # write True, and a PUT of the title puts an old description back.
+
+    @pytest.fixture
+    def service(self, two_workers: Service) -> Service:
+        """What keeps order must lie in the database."""
+        return two_workers
+
+    async def test_101_toggles_are_an_exact_alternation(self, alice: Caller) -> None:
+        task = await alice.add()
+        answers = await at_once(alice.complete(task["id"]) for _ in range(101))
+        assert statuses(answers) == {200: 101}
+        states = {a.response.json()["updated_at"]: a.response.json()["completed"] for a in answers}
+        assert len(states) == 101
+        assert [states[instant] for instant in sorted(states)] == [True, False] * 50 + [True]
+        now = (await alice.get(f"/{task['id']}")).json()
+        assert (now["completed"], now["updated_at"]) == (True, max(states))
+
+    async def test_updates_of_different_fields_lose_none(self, alice: Caller) -> None:
+        for n in range(20):
+            task = await alice.add("Before")
+            one = f"/{task['id']}"
+            answers = await at_once(
+                [
+                    alice.put(one, {"title": f"After {n}"}),
+                    alice.put(one, {"description": f"Round {n}"}),
+                    alice.complete(task["id"], json={"completed": True}),
+                ]
+            )
+            assert statuses(answers) == {200: 3}
+            after = (await alice.get(one)).json()
+            assert (after["title"], after["description"]) == (f"After {n}", f"Round {n}")
+            assert after["completed"] is True
+
+
+class Stranger:
+    """A client on a socket of its own that hangs up when it likes."""
+
+    def __init__(self, service: Service, sent: bytes) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", service.port))
+        self._socket.sendall(sent)
+
+    def hang_up(self, *, rudely: bool) -> None:
+        if rudely:
+            # No wait for anything under way: the close is a reset.
+            linger = struct.pack("ii", 1, 0)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._socket.close()
+
+
+def message(method: str, path: str, body: bytes, user: str = "stranger") -> bytes:
+    head = (
+        f"{method} /api/{user}/tasks{path} HTTP/1.1\r\nHost: test\r\n"
+        f"Authorization: Bearer {sign(user)}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+POST = message("POST", "", b'{"title": "Gone"}')
+
+
+class TestPoint4ClientsThatHangUp:
+    # Without the cure, a session that nobody closes when its handler is cut short: backends stay
+    # idle in transaction, each takes one of the pool's connections, and after as many hang-ups the
+    # service answers nothing but 503.
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            pytest.param(POST[:60], id="in_the_headers"),
+            pytest.param(POST[: POST.index(b"\r\n\r\n") + 4], id="before_the_body"),
+            pytest.param(POST[:-5], id="in_the_body"),
+            pytest.param(POST, id="before_the_answer"),
+            pytest.param(message("GET", "", b""), id="before_a_list"),
+        ],
+    )
+    async def test_leave_nothing_behind(
+        self, service: Service, url: str, alice: Caller, sent: bytes
+    ) -> None:
+        with watched(service):
+            for n in range(3 * POOL):
+                Stranger(service, sent).hang_up(rudely=n % 2 == 0)
+            await self._assert_well(url, alice)
+
+    async def test_leave_nothing_behind_during_a_statement(
+        self, service: Service, url: str, alice: Caller
+    ) -> None:
+        task = await alice.add()
+        sent = message("PUT", f"/{task['id']}", b'{"title": "Gone"}', alice.user)
+        with watched(service):
+            async with rows_locked(url, task["id"]):
+                strangers = [Stranger(service, sent) for _ in range(POOL)]
+
+                async def stuck() -> bool:
+                    return await backends(url, "wait_event_type = 'Lock'") == POOL
+
+                await eventually(stuck, BOUND)
+                for n, stranger in enumerate(strangers):
+                    stranger.hang_up(rudely=n % 2 == 0)
+            await self._assert_well(url, alice)
+
+    async def _assert_well(self, url: str, alice: Caller) -> None:
+        async def idle() -> bool:
+            return await backends(url, "state <> 'idle'") == 0
+
+        await eventually(idle, BOUND)
+        answers = await at_once(reads_and_writes(alice, 4 * POOL, "Later"))
+        assert statuses(answers) == {200: 2 * POOL, 201: 2 * POOL}
+        await eventually(idle, BOUND)
+        assert await backends(url) <= POOL
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+class TestPoint5Sigterm:
+    # Without the cure: 143 in place of 0, which a supervisor reports as a crash; a connection that
+    # is cut while the write behind it is stored; or a process that waits for the lock for ever.
+
+    @pytest.fixture
+    def url(self, server: PostgreSQL) -> str:
+        return create_database(server)
+
+    @pytest.fixture
+    def service(self, tmp_path: Path, url: str, workers: int) -> Iterator[Service]:
+        arguments = ["--workers", str(workers)] if workers > 1 else []
+        environment = {"DATABASE_URL": url, "DATABASE_STATEMENT_TIMEOUT": "3"}
+        with serving(tmp_path, *arguments, **environment) as service:
+            yield service
+
+    async def test_lets_what_is_in_flight_succeed(
+        self, service: Service, url: str, alice: Caller
+    ) -> None:
+        async with contextlib.AsyncExitStack() as lock:
+            ids, requests, began = await self._terminated_in_flight(service, url, alice, lock)
+            await lock.aclose()
+            answers = await asyncio.gather(*requests)
+        assert statuses(answers) == {200: len(ids)}
+        await self._assert_ended_well(service, began)
+        assert await self._titles(url) == {"After"}
+
+    async def test_says_so_of_what_can_not_succeed(
+        self, service: Service, url: str, alice: Caller
+    ) -> None:
+        async with contextlib.AsyncExitStack() as lock:
+            ids, requests, began = await self._terminated_in_flight(service, url, alice, lock)
+            answers = await asyncio.gather(*requests)
+            assert statuses(answers) == {503: len(ids)}
+            for answer in answers:
+                assert_error(answer.response, 503, "Service temporarily unavailable")
+            await self._assert_ended_well(service, began)
+        await self._settled(url)
+        assert await self._titles(url) == {"Before"}
+
+    async def test_ends_an_idle_service(self, service: Service, alice: Caller) -> None:
+        # A connection that is kept alive is no work in flight.
+        await alice.add()
+        began = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        await self._assert_ended_well(service, began)
+
+    async def _terminated_in_flight(
+        self, service: Service, url: str, alice: Caller, lock: contextlib.AsyncExitStack
+    ) -> tuple[list[int], list[asyncio.Task[Answer]], float]:
+        """Six writes wait for locks that the test holds, and the service is told to end."""
+        ids = [(await alice.add("Before"))["id"] for _ in range(6)]
+        await lock.enter_async_context(rows_locked(url, *ids))
+        requests = [
+            asyncio.create_task(timed(alice.put(f"/{task_id}", {"title": "After"})))
+            for task_id in ids
+        ]
+
+        async def stuck() -> bool:
+            return await backends(url, "wait_event_type = 'Lock'") == len(ids)
+
+        await eventually(stuck, BOUND)
+        began = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+
+        async def ending() -> bool:
+            return "Shutting down" in service.log()
+
+        await eventually(ending, BOUND)
+        return ids, requests, began
+
+    async def _assert_ended_well(self, service: Service, began: float) -> None:
+        async def ended() -> bool:
+            return service.process.poll() is not None
+
+        await eventually(ended, began + 10 - time.monotonic())
+        assert service.process.returncode == 0, service.log()
+        assert_no_traceback(service)
+
+    async def _settled(self, url: str) -> None:
+        async def gone() -> bool:
+            return await backends(url) == 0
+
+        await eventually(gone, BOUND)
+
+    async def _titles(self, url: str) -> set[str]:
+        async with connected(url) as connection:
+            return {row["title"] for row in await connection.fetch("SELECT title FROM task")}

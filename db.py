@@ -290,6 +290,8 @@ class Database:
             # There is no server to connect to, so that time goes to waiting.
             waiting = settings.database_pool_timeout + settings.database_connect_timeout
             self.gate = Gate(1, waiting)
+        # Set by tables.py: in older tables, what is written might not mean what it says.
+        self.tables_ready = False
         self.seen_working = False
         self._failed_at = float("-inf")
         self._outage = Outage(logger, "the database does not serve")
@@ -313,9 +315,13 @@ class Database:
         self._outage.ends()
 
     async def is_ready(self) -> bool:
-        """Whether it was last seen working. Asked itself only after it was seen failing, and not
-        often, so that a database that is suspended while nobody needs it is left asleep.
+        """Whether its tables are there and it was last seen working.
+
+        It is asked only after it was seen failing, and not often, so that a database that is
+        suspended while nobody needs it is left asleep.
         """
+        if not self.tables_ready:
+            return False
         if not self.seen_working and time.monotonic() - self._failed_at >= PROBE_INTERVAL:
             self._failed_at = time.monotonic()
             with suppress(DatabaseUnavailable):
@@ -393,6 +399,8 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     Use it as `SessionDep`: with FastAPI's default scope the commit would come after the response.
     """
     database: Database = request.app.state.database
+    if not database.tables_ready:
+        raise DatabaseUnavailable("the tables are not up to date yet")
     async with database.gate:
         session = Session(database)
         with database.watched():

@@ -102,8 +102,13 @@ class Settings(BaseSettings):
     def _http_url(cls, url: str | None) -> str | None:
         if url is None:
             return None
+        refusal = ValueError("must be a URL like https://app.example.com")
         if not _HTTP_URL.fullmatch(url):
-            raise ValueError("must be a URL like https://app.example.com")
+            raise refusal
+        try:
+            urlsplit(url).port  # noqa: B018  # It checks the host and the port.
+        except ValueError:
+            raise refusal from None
         return url.rstrip("/")
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, column, event, inspect, select, table, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from db import Database, database_errors
 from errors import DatabaseUnavailable
@@ -18,7 +19,7 @@ from errors import DatabaseUnavailable
 logger = logging.getLogger("tasks.tables")
 
 # Seconds between attempts to reach a database that was not there at the start.
-START_RETRY_INTERVAL = 1.0
+START_RETRY_INTERVAL = 0.5
 # Seconds between looks for Better Auth's table, while there are requests.
 OWNERS_LOOK_INTERVAL = 5.0
 # Seconds the start waits for the tables; they may take longer while requests get 503.
@@ -90,11 +91,22 @@ async def link_owners(database: Database) -> bool:
             if change in (None, "linked"):
                 return change is not None
             await connection.execute(text(change))
-            orphans = await connection.scalar(text(_COUNT_ORPHANS))
     logger.info("from now on the deletion of a user in Better Auth deletes the user's tasks")
-    if orphans:
-        logger.warning("%s tasks belong to no user of Better Auth's, and are left alone", orphans)
+    await _report_orphans(database)
     return True
+
+
+async def _report_orphans(database: Database) -> None:
+    # After the locks have been released: it takes the longer the more tasks there are.
+    try:
+        with database_errors():
+            async with database.engine.connect() as connection:
+                orphans = await connection.scalar(text(_COUNT_ORPHANS))
+    except DatabaseUnavailable as error:
+        logger.warning("tasks that belong to no user of Better Auth's were not counted: %s", error)
+    else:
+        if orphans:
+            logger.warning("%s tasks belong to no user of Better Auth's: left alone", orphans)
 
 
 class _Tables:
@@ -115,6 +127,7 @@ class _Tables:
             except DatabaseUnavailable:
                 self.tried.set()
                 await asyncio.sleep(START_RETRY_INTERVAL)
+        self._database.tables_ready = True
         self._database.works()
         if self._database.is_postgresql:
             await self._link_owners()
@@ -128,7 +141,7 @@ class _Tables:
         self._next_look = time.monotonic() + OWNERS_LOOK_INTERVAL
         try:
             self._linked = await link_owners(self._database)
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, SQLAlchemyError) as error:
             logger.warning("the foreign key to Better Auth's users can't be added yet: %s", error)
 
     def _look_again(self, *_: object) -> None:

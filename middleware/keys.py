@@ -114,7 +114,7 @@ class KeySet:
     async def _replace_keys(self) -> None:
         try:
             keys = _usable_keys(await self._download())
-        except (httpx.HTTPError, OSError, ValueError, RecursionError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError) as error:
             self._failing = True
             self._outage.begins(f"{type(error).__name__}: {error}")
         else:

@@ -754,6 +754,7 @@ class TestGetSession:
                 }
             )
         )
+        busy.tables_ready = True
         try:
             async with busy.gate:
                 response = await post(app)

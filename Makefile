@@ -2,6 +2,7 @@
 # Everything a person or CI does with this repository. `make` alone lists it.
 
 PORT ?= 8000
+SECONDS ?= 600
 HOST ?= 127.0.0.1
 # The shell's own USER is who is logged in, not whose tasks are meant.
 ifneq ($(origin USER),command line)
@@ -20,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help run token migrate test e2e check format clean
+.PHONY: help run token migrate test faults soak e2e check format clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,6 +34,13 @@ token: $(BIN)/.ready .env ## print a token for development (USER=demo)
 
 test: $(BIN)/.ready ## run the whole suite, on SQLite and on a real PostgreSQL
 	$(BIN)/pytest --cov --cov-report=term-missing
+
+faults: $(BIN)/.ready ## break the database, the network and the process; installs PgBouncer if need be
+	tests/faults/install.sh
+	$(BIN)/pytest tests/faults
+
+soak: $(BIN)/.ready ## ten minutes of load and random faults, every write accounted for (SECONDS=600)
+	$(BIN)/python tests/faults/soak.py --seconds $(SECONDS)
 
 e2e: $(BIN)/.ready ## test with a real Better Auth in a real browser; installs Chromium if need be
 	tests/e2e/install.sh

@@ -305,7 +305,9 @@ class Database:
                 yield
         except DatabaseUnavailable as error:
             self.seen_working = False
-            self._failed_at = time.monotonic()
+            # One statement that took too long may have met a locked row: worth asking at once.
+            is_ambiguous = isinstance(error.__cause__, _TOO_LATE)
+            self._failed_at = float("-inf") if is_ambiguous else time.monotonic()
             self._outage.begins(str(error))
             raise
 
@@ -323,13 +325,14 @@ class Database:
         if not self.tables_ready:
             return False
         if not self.seen_working and time.monotonic() - self._failed_at >= PROBE_INTERVAL:
-            self._failed_at = time.monotonic()
+            self._failed_at = time.monotonic()  # Other probes need not ask meanwhile.
             with suppress(DatabaseUnavailable):
                 async with self.gate:
                     with self.watched():
                         async with self.engine.connect() as connection:
                             await connection.execute(select(TASK_TABLE.c.id).limit(0))
                     self.works()
+            self._failed_at = time.monotonic()
         return self.seen_working
 
     @asynccontextmanager
@@ -454,6 +457,7 @@ _REASONS = {
     "57014": "the statement took too long",
     "57": "the server is starting or stopping",
 }
+_TOO_LATE = (TimeoutError, asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 # The one foreign key is the owner's: see tables.py.
 _FOREIGN_KEY_VIOLATION = "23503"
 

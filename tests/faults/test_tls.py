@@ -15,7 +15,7 @@ import pytest
 from certificates import Authority, Certificate
 from pgbouncer import PgBouncer, pooling
 from postgresql import PostgreSQL
-from service import Service, serving
+from service import Service, serving, until
 from support import Caller, assert_error
 
 from main import app
@@ -143,7 +143,7 @@ class TestServerWithTls:
         url = url_of(tls_server, certificates.with_files(parameters))
         async with alice_at(monkeypatch, url) as alice:
             await alice.add()
-        logins = [line for line in tls_server.log().splitlines() if "login attempt" in line]
+        logins = until(lambda: [x for x in tls_server.log().splitlines() if "login attempt" in x])
         assert logins
         assert all("tls=TLSv1.3" in line for line in logins), logins
 
@@ -163,7 +163,7 @@ class TestServerWithTls:
             answer = await alice.post({"title": "Not for everyone"})
             assert time.monotonic() - began < BOUND
             assert_error(answer, 503, "Service temporarily unavailable")
-        assert "TLS handshake error" in tls_server.log()
+        until(lambda: "TLS handshake error" in tls_server.log())
         assert "login attempt" not in tls_server.log()
         [warning] = warnings_in(caplog)
         assert "certificate" in warning

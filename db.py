@@ -448,6 +448,7 @@ _REASONS = {
     "28P01": "the password in DATABASE_URL is wrong",
     "28": "the server refuses the user of DATABASE_URL",
     "3D000": "DATABASE_URL names a database that does not exist",
+    "3F000": "the user of DATABASE_URL may use no schema to keep the table task in",
     "42501": "the user of DATABASE_URL lacks a privilege on the table task or its schema",
     "42P01": "there is no table task yet",
     "42P05": _POOLER_HINT,

@@ -25,7 +25,7 @@ async def ready(request: Request) -> Response:
     """The database was last seen working. It is asked only while it was last seen failing, so that
     probing leaves a suspended database asleep.
     """
-    database: Database = request.app.state.database
-    if not await database.is_ready():
+    database: Database | None = getattr(request.app.state, "database", None)
+    if database is None or not await database.is_ready():
         raise DatabaseUnavailable("not ready")
     return Response(_READY, media_type="application/json", headers={"Cache-Control": "no-store"})

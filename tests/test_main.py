@@ -117,6 +117,22 @@ class TestOverrides:
         assert response.json()["detail"][0]["loc"] == ["path", "user_id"]
 
 
+class TestBareApp:
+    """Without its lifespan, and with nothing put in its place."""
+
+    async def test_is_alive_and_not_ready(self, bare_client: httpx.AsyncClient) -> None:
+        assert (await bare_client.get("/health")).json() == {"status": "ok"}
+        unready = await bare_client.get("/health/ready")
+        assert_error(unready, 503, "Service temporarily unavailable")
+
+    async def test_judges_tokens(self, bare_client: httpx.AsyncClient) -> None:
+        alice = Caller(bare_client, "alice")
+        alice.token = "nonsense"
+        assert_error(await alice.get(), 401, "Invalid token")
+        alice.token = Caller(bare_client, "bob").token
+        assert_error(await alice.get(), 403, "Access denied")
+
+
 class TestDependencies:
     def routes(self) -> list[Any]:
         routes = [

@@ -1,0 +1,56 @@
+# [Task]: T020 [From]: specs/requirements.md
+"""The commands for development."""
+
+import stat
+from pathlib import Path
+
+import jwt
+import pytest
+from support import SECRET
+
+from scripts.dev import TOKEN_LIFETIME, first_steps, make_token, write_env
+from settings import SettingsError
+
+
+class TestToken:
+    def test_is_signed_for_the_user_with_the_secret_of_the_settings(self) -> None:
+        claims = jwt.decode(make_token("alice"), SECRET, algorithms=["HS256"])
+        assert claims["sub"] == "alice"
+        assert claims["exp"] - claims["iat"] == TOKEN_LIFETIME
+
+    def test_needs_a_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("BETTER_AUTH_SECRET")
+        monkeypatch.setenv("BETTER_AUTH_URL", "http://localhost:3000")
+        with pytest.raises(SettingsError, match="BETTER_AUTH_SECRET is not set"):
+            make_token("alice")
+
+
+class TestEnv:
+    def test_has_a_secret_of_its_own_and_one_reader(self, tmp_path: Path) -> None:
+        example = tmp_path / "example"
+        example.write_text("# A comment\nBETTER_AUTH_SECRET=change-me\nOTHER=1\n")
+        write_env(example, tmp_path / "one")
+        write_env(example, tmp_path / "two")
+        one, two = (tmp_path / "one").read_text(), (tmp_path / "two").read_text()
+        assert one != two
+        assert "change-me" not in one
+        assert one.splitlines()[::2] == ["# A comment", "OTHER=1"]
+        assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o600
+
+    def test_is_never_overwritten(self, tmp_path: Path) -> None:
+        example, env = tmp_path / "example", tmp_path / ".env"
+        example.write_text("BETTER_AUTH_SECRET=change-me\n")
+        env.write_text("in use")
+        with pytest.raises(FileExistsError):
+            write_env(example, env)
+        assert env.read_text() == "in use"
+
+
+class TestFirstSteps:
+    def test_name_the_documentation_and_a_line_with_a_working_token(self) -> None:
+        text = first_steps("127.0.0.1", 8123)
+        assert "http://localhost:8123/docs" in text
+        [line] = [line for line in text.splitlines() if line.startswith("curl ")]
+        token = line.partition("Bearer ")[2].partition("'")[0]
+        assert jwt.decode(token, SECRET, algorithms=["HS256"])["sub"] == "demo"
+        assert "http://localhost:8123/api/demo/tasks" in line

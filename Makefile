@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help run token migrate test faults soak e2e check format clean
+.PHONY: help run token migrate test faults soak e2e bench check format clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,6 +46,10 @@ soak: $(BIN)/.ready ## ten minutes of load and random faults, every write accoun
 e2e: $(BIN)/.ready ## test with a real Better Auth in a real browser; installs Chromium if need be
 	tests/e2e/install.sh
 	$(UV) run --locked --group e2e pytest tests/e2e
+
+bench: $(BIN)/.ready ## measure it beside three other ways to build it, ten minutes (QUICK=1: one)
+	benchmarks/install.sh
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 migrate: $(BIN)/.ready ## bring the tables of DATABASE_URL up to date (the service does at its start, too)
 	$(BIN)/alembic upgrade head

@@ -1,0 +1,159 @@
+# [Task]: T041 [From]: specs/requirements.md
+"""The figures as Markdown tables, ready to be quoted."""
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+from benchmarks.contestants import CONTESTANTS, FASTIFY, FLOOR, OURS, USUAL
+from benchmarks.load import Run
+from benchmarks.measure import CONNECTIONS, Results
+from benchmarks.sections import LINK, Workers
+
+NAMES = [contestant.name for contestant in CONTESTANTS]
+
+
+class Medians:
+    """The medians of the rounds of each contestant's runs, by operation and connections."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self._runs: dict[tuple[str, int, str], list[Run]] = {}
+        for run in runs:
+            key = run.operation, run.connections, run.contestant
+            self._runs.setdefault(key, []).append(run)
+        self.operations = list(dict.fromkeys(operation for operation, _, _ in self._runs))
+        self.connections = sorted({connections for _, connections, _ in self._runs})
+
+    def of(
+        self, figure: Callable[[Run], float], operation: str, contestant: str, connections: int
+    ) -> float:
+        return median(map(figure, self._runs[operation, connections, contestant]))
+
+    def throughput(self, operation: str, contestant: str, connections: int = CONNECTIONS) -> float:
+        return self.of(lambda run: run.throughput, operation, contestant, connections)
+
+    def tail(self, operation: str, contestant: str) -> float:
+        """p99 as a multiple of p50."""
+        p99 = self.of(lambda run: run.p99, operation, contestant, CONNECTIONS)
+        return p99 / self.of(lambda run: run.p50, operation, contestant, CONNECTIONS)
+
+
+def tables(results: Results) -> str:
+    medians = Medians(results.runs)
+    parts = [_main_table(medians), _ratios(medians)]
+    if len(medians.connections) > 1:
+        parts.append(_by_connections(medians))
+    parts.append(_memory(results.memory))
+    if results.workers:
+        parts.append(_workers(results.workers))
+    if results.link:
+        parts.append(_link(results))
+    if results.starts:
+        parts.append(_starts(results))
+    return "\n\n".join(parts) + "\n"
+
+
+def _main_table(medians: Medians) -> str:
+    figures: dict[str, Callable[[Run], float]] = {
+        "requests/s": lambda run: run.throughput,
+        "p50 ms": lambda run: run.p50,
+        "p99 ms": lambda run: run.p99,
+        "CPU µs a request": lambda run: run.cpu,
+        "PostgreSQL's µs": lambda run: run.database_cpu,
+    }
+    rows = [
+        [operation if name == NAMES[0] else "", name]
+        + [number(medians.of(f, operation, name, CONNECTIONS)) for f in figures.values()]
+        for operation in medians.operations
+        for name in NAMES
+    ]
+    return _titled(
+        f"{CONNECTIONS} connections, one process each",
+        table([f"{CONNECTIONS} connections", "", *figures], rows),
+    )
+
+
+def _ratios(medians: Medians) -> str:
+    others = (USUAL.name, FASTIFY.name, FLOOR.name)
+    rows = []
+    for operation in medians.operations:
+        ours = medians.throughput(operation, OURS.name)
+        rows.append(
+            [operation]
+            + [f"{ours / medians.throughput(operation, other):.2f}" for other in others]
+            + [f"{medians.tail(operation, name):.1f}" for name in NAMES]
+        )
+    head = ["", *(f"times {other}" for other in others), *(f"p99/p50, {name}" for name in NAMES)]
+    return _titled("Ratios: this service's throughput, and everyone's tail", table(head, rows))
+
+
+def _by_connections(medians: Medians) -> str:
+    rows = [
+        [operation if name == NAMES[0] else "", name]
+        + [number(medians.throughput(operation, name, n)) for n in medians.connections]
+        for operation in medians.operations
+        for name in NAMES
+    ]
+    head = ["requests/s by connections", "", *map(str, medians.connections)]
+    return _titled("Throughput by connections", table(head, rows))
+
+
+def _memory(memory: dict[str, float]) -> str:
+    rows = [[name, number(mib)] for name, mib in memory.items()]
+    return _titled("Memory", table(["most during all of the above", "MiB"], rows))
+
+
+def _workers(workers: Workers) -> str:
+    medians = {count: Medians(runs) for count, runs in workers.runs.items()}
+    [one, several] = medians.values()
+    rows = []
+    for operation in one.operations:
+        before, after = (m.throughput(operation, OURS.name) for m in (one, several))
+        rows.append(
+            [f"{operation}, requests/s", number(before), number(after), f"{after / before:.2f}"]
+        )
+    rows.append(["memory, MiB", *map(number, workers.memory.values()), ""])
+    rows.append(["connections to PostgreSQL", *map(str, workers.connections.values()), ""])
+    head = [f"{CONNECTIONS} connections", *(f"{count} worker(s)" for count in medians), "ratio"]
+    return _titled("Workers", table(head, rows))
+
+
+def _link(results: Results) -> str:
+    milliseconds = 2 * LINK * 1e3
+    head = [f"one request over {milliseconds:.0f} ms"]
+    for name in results.link:
+        head += [f"{name}, ms", "in link round trips", "database round trips"]
+    rows = []
+    for operation in next(iter(results.link.values())).latency:
+        row = [operation]
+        for link in results.link.values():
+            latency = link.latency[operation]
+            row += [f"{latency:.1f}", f"{latency / milliseconds:.2f}"]
+            row.append(f"{link.round_trips[operation]:g}")
+        rows.append(row)
+    return _titled("Far from the database", table(head, rows))
+
+
+def _starts(results: Results) -> str:
+    rows = [
+        [name, number(median(start.imports)), number(median(start.starts))]
+        for name, start in results.starts.items()
+    ]
+    return _titled("Start", table(["ms", "import", "start to the first answer"], rows))
+
+
+def number(value: float) -> str:
+    """With three digits that count, and thousands apart."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; figures stand on the right."""
+    rows = list(rows)
+    rules = [
+        "---:" if any(row[n][:1].isdecimal() for row in rows) else "---" for n in range(len(head))
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rules, *rows))
+
+
+def _titled(title: str, text: str) -> str:
+    return f"### {title}\n\n{text}"

@@ -375,11 +375,25 @@ class Database:
 
 
 class Session(AsyncSession):
-    """The session that `get_session` gives; a Statement runs on its own in it."""
+    """The session that `get_session` gives; a Statement runs on its own in it.
+
+    What SQLAlchemy's session needs is made when something asks for it: a Statement never does.
+    """
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database.engine, expire_on_commit=False)
         self.database = database
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is missing, and until then all that SQLAlchemy keeps here is."""
+        if "sync_session" in vars(self):
+            raise AttributeError(name)
+        super().__init__(self.database.engine, expire_on_commit=False)
+        return getattr(self, name)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is in a transaction."""
+        return "sync_session" in vars(self) and self.in_transaction()
 
 
 @asynccontextmanager
@@ -409,11 +423,11 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
         with database.watched():
             try:
                 yield session
-                if session.in_transaction():
+                if session.has_begun:
                     await session.commit()
                     database.works()
             finally:
-                if session.in_transaction():
+                if session.has_begun:
                     await session.close()
 
 

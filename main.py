@@ -4,9 +4,10 @@
 RequestMiddleware   an id, headers, the path        middleware/request.py
 AllowedOrigins      CORS                            middleware/cors.py
 UnhandledErrors     a bug becomes a 500             errors.py
+DirectRoute         calls what follows              routes/direct.py
 verify_user_access  may it?                         middleware/auth.py
 an endpoint         what is done                    routes/tasks.py
-a Statement         how it is kept                  db.py
+a Statement         how it is kept                  statements.py, db.py
 """
 
 import signal
@@ -64,9 +65,9 @@ app = FastAPI(
     version="0.1.0",
     lifespan=lifespan,
     redirect_slashes=False,
+    # Not include_router, which looks for a request's route twice and drops DirectRoute.
+    routes=[*tasks.router.routes, *health.router.routes],
 )
-app.include_router(tasks.router)
-app.include_router(health.router)
 install_error_handlers(app)
 # The last one added is the outermost.
 app.add_middleware(UnhandledErrors)

@@ -77,6 +77,29 @@ def _advance_sqlite(element: advance, compiler: SQLCompiler, **kw: Any) -> str:
     return f"max({now}, {after})"
 
 
+class rfc3339(FunctionElement[str]):  # named as a SQL function would be
+    """SQL: `rfc3339(instant)` is the instant as clients see it, UTC with six digits of a second.
+
+    Written by the database, which spares the service to take it apart and put it together again.
+    """
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(rfc3339, "postgresql")
+def _rfc3339_postgresql(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
+    instant = compiler.process(element.clauses, **kw)
+    return f"to_char({instant} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+
+
+@compiles(rfc3339, "sqlite")
+def _rfc3339_sqlite(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
+    instant = compiler.process(element.clauses, **kw)
+    # Text of UTCDateTime's form, or of CURRENT_TIMESTAMP's, which has no fraction.
+    return f"substr(replace({instant}, ' ', 'T') || '.000000', 1, 26) || 'Z'"
+
+
 class User(SQLModel, table=True):
     """A user as Better Auth keeps it, for reading. Its migration makes this table, never ours."""
 

@@ -1,10 +1,9 @@
 # [Task]: T006 [From]: specs/requirements.md
-"""What clients send and see: request bodies, the parts of a path, and the JSON form of a task."""
+"""What clients send and see: request bodies, the parts of a path, a task."""
 
 import re
-from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import unquote
 
 from fastapi import Path
@@ -17,7 +16,7 @@ from pydantic import (
     StrictBool,
     StringConstraints,
 )
-from pydantic_core import PydanticCustomError, to_json
+from pydantic_core import PydanticCustomError
 
 # pydantic wants this TypedDict rather than typing's for total=False fields with metadata.
 from typing_extensions import TypedDict
@@ -111,26 +110,3 @@ UserId = Annotated[
     AfterValidator(_user_id),
 ]
 TaskId = Annotated[int, Path(ge=1, le=MAX_TASK_ID), BeforeValidator(_task_id)]
-
-
-def tasks_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows of the task table as a JSON array."""
-    return to_json([_public(row) for row in rows])
-
-
-def task_json(row: Mapping[str, Any]) -> bytes:
-    """One row of the task table as a JSON object."""
-    return to_json(_public(row))
-
-
-def _public(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **row,
-        "created_at": _rfc3339(row["created_at"]),
-        "updated_at": _rfc3339(row["updated_at"]),
-    }
-
-
-def _rfc3339(instant: datetime) -> str:
-    # Always six digits, which pydantic's own form has not; the offset of a UTC time is "+00:00".
-    return instant.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"

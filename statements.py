@@ -47,7 +47,7 @@ class Statement:
     async def rows(self, session: AsyncSession, **values: object) -> Rows:
         """Run it with values for its bind parameters. Raises DatabaseUnavailable."""
         with database_errors():
-            if isinstance(session, Session) and not session.in_transaction():
+            if isinstance(session, Session) and not session.has_begun:
                 rows = await self._run_alone(session.database, values)
                 session.database.works()
                 return rows
@@ -118,10 +118,14 @@ class _Compiled:
         for name in compiled.positiontup or ():
             bind_type = compiled.binds[name].type.dialect_impl(dialect)
             self._arguments.append((name, bind_type.bind_processor(dialect)))
-        self._columns: list[tuple[str, Converter | None]] = []
+        self._columns: list[str] = []
+        self._converters: list[tuple[str, Converter]] = []
         for column in statement.exported_columns:
-            column_type = column.type.dialect_impl(dialect)
-            self._columns.append((str(column.key), column_type.result_processor(dialect, None)))
+            name = str(column.key)
+            self._columns.append(name)
+            convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
+            if convert is not None:
+                self._converters.append((name, convert))
 
     async def fetch(self, connection: Any, values: Mapping[str, object]) -> Rows:
         values = {**self._literals, **values}
@@ -129,13 +133,12 @@ class _Compiled:
             values[name] if convert is None else convert(values[name])
             for name, convert in self._arguments
         ]
-        return [
-            {
-                name: value if convert is None else convert(value)
-                for (name, convert), value in zip(self._columns, row, strict=True)
-            }
-            for row in await self._execute(connection, self._sql, arguments)
-        ]
+        found = await self._execute(connection, self._sql, arguments)
+        rows = [dict(zip(self._columns, row, strict=True)) for row in found]
+        for name, convert in self._converters:
+            for row in rows:
+                row[name] = convert(row[name])
+        return rows
 
 
 async def _execute_postgresql(connection: Any, sql: str, arguments: list[object]) -> Sequence[Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Response
+from pydantic_core import to_json
 from sqlalchemy import (
     Boolean,
     ColumnElement,
@@ -35,8 +36,9 @@ from errors import (
     error_responses,
 )
 from middleware.auth import verify_user_access
-from models import TASK_TABLE, UTCDateTime, advance, utc_now
+from models import TASK_TABLE, UTCDateTime, advance, rfc3339, utc_now
 from routes.body import JsonBody, OptionalJsonBody
+from routes.direct import DirectRoute
 from schemas import (
     TaskCompletion,
     TaskCreate,
@@ -44,13 +46,12 @@ from schemas import (
     TaskPublic,
     TaskUpdate,
     UserId,
-    task_json,
-    tasks_json,
 )
 from statements import Statement
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
+    route_class=DirectRoute,
     tags=["tasks"],
     dependencies=[Depends(verify_user_access)],
     responses=error_responses(InvalidToken, AccessDenied, DatabaseUnavailable),
@@ -61,6 +62,16 @@ update_body = JsonBody(TaskUpdate)
 completion_body = OptionalJsonBody(TaskCompletion)
 
 _task = TASK_TABLE.c
+# A task as clients see it: rows of these columns are JSON without another word.
+_public = (
+    _task.id,
+    _task.user_id,
+    _task.title,
+    _task.description,
+    _task.completed,
+    rfc3339(_task.created_at).label("created_at"),
+    rfc3339(_task.updated_at).label("updated_at"),
+)
 _now = bindparam("now", type_=UTCDateTime())
 _new_title = bindparam("new_title", type_=String())
 _new_description = bindparam("new_description", type_=String())
@@ -80,11 +91,13 @@ def _update(**values: ColumnElement[Any]) -> Statement:
     changed = or_(*(value.is_distinct_from(_task[name]) for name, value in values.items()))
     moved = case((changed, advance(_now, _task.updated_at)), else_=_task.updated_at)
     return Statement(
-        update(TASK_TABLE).where(_this_task).values(**values, updated_at=moved).returning(*_task)
+        update(TASK_TABLE).where(_this_task).values(**values, updated_at=moved).returning(*_public)
     )
 
 
-LIST = Statement(select(*_task).where(_owned()).order_by(_task.created_at.desc(), _task.id.desc()))
+LIST = Statement(
+    select(*_public).where(_owned()).order_by(_task.created_at.desc(), _task.id.desc())
+)
 CREATE = Statement(
     insert(TASK_TABLE)
     .values(
@@ -95,9 +108,9 @@ CREATE = Statement(
         created_at=_now,
         updated_at=_now,
     )
-    .returning(*_task)
+    .returning(*_public)
 )
-GET = Statement(select(*_task).where(_this_task))
+GET = Statement(select(*_public).where(_this_task))
 # A NULL title or completed stands for "as it is"; a description may be set to NULL, hence the flag.
 UPDATE = _update(
     title=func.coalesce(_new_title, _task.title),
@@ -113,14 +126,14 @@ DELETE = Statement(delete(TASK_TABLE).where(_this_task).returning(_task.id))
 def _one(row: dict[str, Any] | None) -> Response:
     if row is None:
         raise TaskNotFound
-    return Response(task_json(row), media_type="application/json")
+    return Response(to_json(row), media_type="application/json")
 
 
 @router.get("", response_model=list[TaskPublic])
 async def list_tasks(user_id: UserId, session: SessionDep) -> Response:
     """All tasks of the user, newest first."""
     rows = await LIST.rows(session, owner=user_id)
-    return Response(tasks_json(rows), media_type="application/json")
+    return Response(to_json(rows), media_type="application/json")
 
 
 @router.post(

@@ -806,14 +806,11 @@ class TestStatement:
             "title": "Écrire ✍️",
             "description": None,
             "completed": True,
-            "created_at": now,
-            "updated_at": now,
+            "created_at": "2026-01-02T01:04:05.000000Z",
+            "updated_at": "2026-01-02T01:04:05.000000Z",
         }
         assert list(row) == TASK_TABLE.columns.keys()
-        assert [type(value) for value in row.values()] == [
-            *(int, str, str, type(None), bool, datetime, datetime)
-        ]
-        assert row["created_at"].utcoffset() == timedelta(0)
+        assert type(row["completed"]) is bool  # Which SQLite has not.
         assert await LIST.rows(Session(database), owner="alice") == [row]
         assert await GET.row(Session(database), owner="alice", task_id=1) == row
 

@@ -14,7 +14,16 @@ from sqlmodel import SQLModel
 from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from models import DESCRIPTION_LENGTH, TITLE_LENGTH, Task, User, UTCDateTime, advance, utc_now
+from models import (
+    DESCRIPTION_LENGTH,
+    TITLE_LENGTH,
+    Task,
+    User,
+    UTCDateTime,
+    advance,
+    rfc3339,
+    utc_now,
+)
 from routes import tasks
 from statements import Statement
 
@@ -265,6 +274,35 @@ async def advanced(session: AsyncSession, now: datetime, before: datetime) -> da
     return instant
 
 
+class TestRfc3339:
+    @pytest.mark.parametrize(
+        ("instant", "written"),
+        [
+            (datetime(2026, 1, 31, 9, tzinfo=UTC), "2026-01-31T09:00:00.000000Z"),
+            (datetime(2026, 1, 31, 9, 0, 0, 1, tzinfo=UTC), "2026-01-31T09:00:00.000001Z"),
+            (datetime(2026, 1, 31, 9, 0, 0, 120000, tzinfo=UTC), "2026-01-31T09:00:00.120000Z"),
+            (
+                datetime(2026, 1, 1, 1, 30, tzinfo=timezone(timedelta(hours=2))),
+                "2025-12-31T23:30:00.000000Z",
+            ),
+            (datetime(987, 1, 1, tzinfo=UTC), "0987-01-01T00:00:00.000000Z"),
+            (datetime(9999, 12, 31, 23, tzinfo=UTC), "9999-12-31T23:00:00.000000Z"),
+        ],
+    )
+    async def test_is_utc_with_six_digits(
+        self, session: AsyncSession, instant: datetime, written: str
+    ) -> None:
+        connection = await session.connection()
+        if connection.dialect.name == "postgresql":  # Which else would write its own zone's time.
+            await connection.execute(text("SET TIME ZONE 'Asia/Tokyo'"))
+        assert await connection.scalar(select(rfc3339(NOW)), {"now": instant}) == written
+
+    async def test_understands_what_sqlite_itself_writes(self, session: AsyncSession) -> None:
+        connection = await session.connection()
+        written = await connection.scalar(select(rfc3339(text("CURRENT_TIMESTAMP"))))
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", str(written))
+
+
 class TestAdvance:
     async def test_is_now_where_the_clock_has_moved_on(self, session: AsyncSession) -> None:
         for before in INSTANTS:
@@ -319,7 +357,7 @@ class TestStatements:
     def test_touch_tasks_of_the_owner_only(self, name: str, dialect: str) -> None:
         sql = sql_of(name, dialect)
         if sql.startswith("INSERT INTO task"):
-            columns, values = (part.split(", ") for part in re.findall(r"\(([^()]*)\)", sql))
+            columns, values = (part.split(", ") for part in re.findall(r"\(([^()]*)\)", sql)[:2])
             assert dict(zip(columns, values, strict=True))["user_id"] == ":owner"
             return
         [condition] = re.findall(r" WHERE (.*?)(?: ORDER BY| RETURNING|$)", sql)

@@ -1,8 +1,6 @@
 # [Task]: T020 [From]: specs/requirements.md
-"""Bodies, parts of paths and the JSON of a task, each by itself."""
+"""Bodies and parts of paths, each by itself."""
 
-from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -12,43 +10,10 @@ from schemas import (
     MAX_TASK_ID,
     TaskCreate,
     TaskId,
-    TaskPublic,
     TaskUpdate,
     UserId,
     decode_user_id,
-    task_json,
-    tasks_json,
 )
-
-ROW: dict[str, Any] = {
-    "id": MAX_TASK_ID,
-    "user_id": "日本",
-    "title": 'Say "hello"\n',
-    "description": None,
-    "completed": True,
-    "created_at": datetime(2026, 1, 31, 9, tzinfo=UTC),
-    "updated_at": datetime(2026, 1, 31, 9, 0, 0, 1, tzinfo=UTC),
-}
-
-
-class TestTaskJson:
-    def test_is_a_task_as_documented(self) -> None:
-        task = TaskPublic.model_validate_json(task_json(ROW), strict=True)
-        assert task.model_dump() == ROW
-
-    def test_writes_times_with_six_digits(self) -> None:
-        text = task_json(ROW).decode()
-        assert '"created_at":"2026-01-31T09:00:00.000000Z"' in text
-        assert '"updated_at":"2026-01-31T09:00:00.000001Z"' in text
-
-    def test_of_several_is_an_array_of_the_same(self) -> None:
-        assert tasks_json([ROW, ROW]) == b"[" + task_json(ROW) + b"," + task_json(ROW) + b"]"
-        assert tasks_json([]) == b"[]"
-
-    def test_leaves_the_row_as_it_was(self) -> None:
-        row = dict(ROW)
-        task_json(row)
-        assert row == ROW
 
 
 class TestUserId:

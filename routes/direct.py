@@ -1,0 +1,110 @@
+# [Task]: T040 [From]: specs/design.md
+"""A route that calls its dependencies and its endpoint directly: where much of the speed is.
+
+FastAPI works out with each request which dependency wants what. Here that is done once, when the
+route is made, and what is left of it is a few calls (specs/decisions.md, D15).
+"""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import request_params_to_args
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute, request_response
+from starlette.types import Receive, Scope, Send
+
+# What the dependencies have given so far, by their callables.
+type Given = dict[Callable[..., Any], Any]
+type Step = Callable[[Request, Given], Awaitable[Response]]
+
+
+class DirectRoute(APIRoute):
+    """An APIRoute whose endpoint returns a Response and whose dependencies take just the request.
+
+    Mount it as it is: `FastAPI(routes=router.routes)`. FastAPI's own solver does the same in its
+    place while `app.dependency_overrides` holds anything, and in an app that includes the router.
+    Raises TypeError for an endpoint or a dependency that it can't call.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self._first_step = _endpoint_step(self.dependant)
+        # What several parameters ask for is given once.
+        dependencies = {d.call: d for d in self.dependant.dependencies}
+        for dependency in reversed(dependencies.values()):
+            self._first_step = _dependency_step(dependency, self._first_step)
+        self.app = self._respond
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["app"].dependency_overrides:
+            self.dependency_overrides_provider = scope["app"]
+            await request_response(self.get_route_handler())(scope, receive, send)
+            return
+        response = await self._first_step(Request(scope, receive, send), {})
+        # Every dependency has ended by now: what is answered has been committed.
+        await response(scope, receive, send)
+
+
+def _endpoint_step(dependant: Dependant) -> Step:
+    """Validate the declared parameters and call the endpoint."""
+    endpoint: Any = dependant.call
+    signature = inspect.signature(endpoint, eval_str=True)
+    given = [(d.name, d.call) for d in dependant.dependencies if d.name and d.call]
+    path = [(field.name, field.alias, field.validate) for field in dependant.path_params]
+    others = [
+        (fields, source)
+        for fields, source in (
+            (dependant.query_params, "query_params"),
+            (dependant.header_params, "headers"),
+            (dependant.cookie_params, "cookies"),
+        )
+        if fields
+    ]
+    names = {name for name, *_ in given + path} | {f.name for fields, _ in others for f in fields}
+    if names != signature.parameters.keys() or signature.return_annotation is not Response:
+        raise TypeError(f"{endpoint} takes what a DirectRoute can't give, or gives no Response")
+
+    async def call(request: Request, solved: Given) -> Response:
+        arguments = {name: solved[dependency] for name, dependency in given}
+        errors: list[Any] = []
+        for name, alias, validate in path:
+            # A part of the path is always there, and once.
+            loc = ("path", alias)
+            arguments[name], its_errors = validate(request.path_params[alias], loc=loc)
+            errors += its_errors
+        for fields, source in others:
+            values, its_errors = request_params_to_args(fields, getattr(request, source))
+            arguments.update(values)
+            errors += its_errors
+        if errors:
+            raise RequestValidationError(errors)
+        response: Response = await endpoint(**arguments)
+        return response
+
+    return call
+
+
+def _dependency_step(dependency: Dependant, step: Step) -> Step:
+    """Call a dependency, or enter it if it yields, before the next step."""
+    call: Any = dependency.call
+    if not dependency.request_param_name or len(inspect.signature(call).parameters) != 1:
+        raise TypeError(f"{call} takes more than the request, which a DirectRoute can't give")
+
+    async def after(request: Request, solved: Given) -> Response:
+        solved[call] = await call(request)
+        return await step(request, solved)
+
+    async def within(request: Request, solved: Given) -> Response:
+        async with context(request) as solved[call]:
+            return await step(request, solved)
+
+    if inspect.isasyncgenfunction(call) and dependency.scope == "function":
+        context = asynccontextmanager(call)
+        return within
+    if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__):
+        return after
+    raise TypeError(f"{call} is no coroutine, nor a generator whose scope is the function's")

@@ -1,0 +1,80 @@
+# [Task]: T041 [From]: specs/requirements.md
+"""What of the benchmarks is arithmetic: medians, ratios, tables, the chart, /proc."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import proc
+from benchmarks.chart import chart
+from benchmarks.load import Run
+from benchmarks.measure import FULL, QUICK, Results
+from benchmarks.operations import DELETED, OPERATIONS
+from benchmarks.report import NAMES, Medians, number, table, tables
+
+
+def run(contestant: str, throughput: float, **figures: float) -> Run:
+    others = {"p50": 2.0, "p99": 6.0, "cpu": 300.0, "database_cpu": 40.0, "others": 0.01}
+    return Run("GET one", 32, contestant, throughput, **{**others, **figures})
+
+
+@pytest.fixture
+def results() -> Results:
+    """Three rounds, in which each contestant is half as fast as the one before."""
+    runs = [
+        run(name, throughput / 2**n)
+        for throughput in (4000, 1000, 3000)
+        for n, name in enumerate(NAMES)
+    ]
+    return Results(runs, dict.fromkeys(NAMES, 64.0))
+
+
+class TestMedians:
+    def test_are_of_the_rounds(self, results: Results) -> None:
+        assert Medians(results.runs).throughput("GET one", NAMES[0]) == 3000
+
+    def test_tail_is_in_terms_of_p50(self, results: Results) -> None:
+        assert Medians(results.runs).tail("GET one", NAMES[0]) == 3
+
+
+class TestTables:
+    def test_have_figures_and_ratios(self, results: Results) -> None:
+        text = tables(results)
+        assert "| GET one | this service | 3,000 | 2 | 6 | 300 | 40 |" in text
+        assert "| GET one | 2.00 | 4.00 | 8.00 | 3.0 |" in text
+
+    def test_leave_out_what_was_not_measured(self, results: Results) -> None:
+        assert "Workers" not in tables(results)
+
+    def test_align_figures_on_the_right(self) -> None:
+        assert table(["", "MiB"], [["floor", "51"]]).splitlines()[1] == "| --- | ---: |"
+
+    @pytest.mark.parametrize(
+        ("value", "text"), [(12345.6, "12,346"), (100, "100"), (12.345, "12.3"), (0.5, "0.5")]
+    )
+    def test_show_three_digits(self, value: float, text: str) -> None:
+        assert number(value) == text
+
+
+class TestChart:
+    def test_has_bars_in_proportion(self) -> None:
+        text = chart("Speed <s>", {"GET": dict(zip(NAMES, (400, 100, 200, 300), strict=True))})
+        root = ElementTree.fromstring(text)  # noqa: S314  # our own words
+        bars = [r for r in root.iterfind("{*}rect") if r.get("x") == "130"]
+        widths = [float(bar.get("width", "0")) for bar in bars]
+        assert [width / widths[1] for width in widths] == pytest.approx([4, 1, 2, 3], abs=0.01)
+
+
+class TestOperations:
+    @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+    def test_make_requests_of_the_tasks(self, operation: object) -> None:
+        assert operation in FULL.operations
+
+    def test_mix_reads_four_times_out_of_five(self) -> None:
+        requests = OPERATIONS[-1].requests([1, 2], [3, 4])
+        reads = [request for request in requests if request.method == "GET"]
+        assert len(reads) / len(requests) == 0.8

@@ -22,6 +22,11 @@ from benchmarks.operations import CHANGED, CHANGER, LISTED, READER, Operation, R
 TASKS = 100_000
 # Enough for all contestants, workers included, with 10 connections each.
 MAX_CONNECTIONS = 100
+# Connections of contestants that are in the middle of something.
+_BUSY = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND state <> 'idle'
+"""
 
 
 class Database:
@@ -41,9 +46,17 @@ class Database:
         return int((self._folder / "postmaster.pid").read_text().split()[0])
 
     async def stage(self, operation: Operation) -> None:
-        """Make the rows what it begins with."""
+        """Make the rows what it begins with, when all that was asked before is done with."""
+        await self._quiet()
         if operation.stage:
             await self._connection.execute(operation.stage)
+
+    async def _quiet(self) -> None:
+        # A server goes on with the requests whose client has left, and may pause between two.
+        quiet = 0
+        while quiet < 3:
+            await asyncio.sleep(0.01)
+            quiet = 0 if await self.value(_BUSY) else quiet + 1
 
     async def value(self, sql: str) -> Any:
         return await self._connection.fetchval(sql)

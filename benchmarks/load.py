@@ -3,8 +3,8 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 from typing import NamedTuple
 
 from benchmarks import ROOT, proc
@@ -18,7 +18,10 @@ TIMEOUT = 10
 
 
 class Run(NamedTuple):
-    """What was measured: requests per second, milliseconds, and microseconds of CPU per request."""
+    """What was measured: requests per second, milliseconds, microseconds of CPU per request.
+
+    `others` is how many cores were busy with what has nothing to do with it.
+    """
 
     operation: str
     connections: int
@@ -28,6 +31,7 @@ class Run(NamedTuple):
     p99: float
     cpu: float
     database_cpu: float
+    others: float
 
 
 class Load:
@@ -41,9 +45,11 @@ class Load:
         """Raises RuntimeError unless every request was answered with success."""
         requests = self._requests(operation)
         await self._database.stage(operation)
-        cpu, database_cpu = server.cpu(), proc.cpu(self._database.pid)
+        before = self._cpu(server)
         said = _wrk(server.url, connections, requests)
-        cpu, database_cpu = server.cpu() - cpu, proc.cpu(self._database.pid) - database_cpu
+        cpu, database_cpu, wrk_cpu, everything = (
+            after - before for after, before in zip(self._cpu(server), before, strict=True)
+        )
         if said["refused"] or said["broken"] or not said["requests"]:
             raise RuntimeError(
                 f"{operation.name} on {connections} connections of {server.name}: of "
@@ -59,7 +65,14 @@ class Load:
             said["p99"] / 1e3,
             cpu / said["requests"] * 1e6,
             database_cpu / said["requests"] * 1e6,
+            (everything - cpu - database_cpu - wrk_cpu) / said["microseconds"] * 1e6,
         )
+
+    def _cpu(self, server: Running) -> tuple[float, float, float, float]:
+        """Seconds that the server, the database, wrk and everything have used so far."""
+        children = getrusage(RUSAGE_CHILDREN)
+        wrk = children.ru_utime + children.ru_stime
+        return server.cpu(), proc.cpu(self._database.pid), wrk, proc.busy()
 
     def _requests(self, operation: Operation) -> Path:
         file = self._folder / f"{operation.name}.requests"
@@ -69,12 +82,7 @@ class Load:
 
 
 def _line(request: Request) -> str:
-    fields: Sequence[str] = (
-        request.method,
-        request.url,
-        authorization(request.user),
-        request.text,
-    )
+    fields = (request.method, request.url, authorization(request.user), request.text)
     return "\t".join(fields) + "\n"
 
 

@@ -26,6 +26,14 @@ def cpu(pid: int) -> float:
     return sum(sum(map(int, _stat(member)[11:15])) for member in family(pid)) / _TICKS
 
 
+def busy() -> float:
+    """Seconds of CPU that everything on this machine has used so far, its cores added up."""
+    user, nice, system, _idle, _iowait, *interrupts = (
+        Path("/proc/stat").read_text().partition("\n")[0].split()[1:8]
+    )
+    return sum(map(int, (user, nice, system, *interrupts))) / _TICKS
+
+
 def peak_memory(pid: int) -> float:
     """The most that a process without children has had in memory, in MiB."""
     return _kib(pid, "status", "VmHWM") / 1024

@@ -13,9 +13,14 @@ class Progress:
         self._done = 0.0
         self._began = time.monotonic()
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._began
+
     def did(self, seconds: float, text: str) -> None:
         """Say that something is done that was thought to take so long."""
         self._done += seconds
-        left = (self._total - self._done) * (time.monotonic() - self._began) / self._done
+        left = (self._total - self._done) * self.elapsed / self._done
         minutes, seconds = divmod(round(left), 60)
         print(f"[{minutes}:{seconds:02} left] {text}", file=sys.stderr, flush=True)

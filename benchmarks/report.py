@@ -7,7 +7,7 @@ from statistics import median
 from benchmarks.contestants import CONTESTANTS, FASTIFY, FLOOR, OURS, USUAL
 from benchmarks.load import Run
 from benchmarks.measure import CONNECTIONS, Results
-from benchmarks.sections import LINK, Workers
+from benchmarks.sections import LINK, WORKER_CONNECTIONS, Workers
 
 NAMES = [contestant.name for contestant in CONTESTANTS]
 
@@ -39,7 +39,7 @@ class Medians:
 
 def tables(results: Results) -> str:
     medians = Medians(results.runs)
-    parts = [_main_table(medians), _ratios(medians)]
+    parts = [_other_load(results.runs), _main_table(medians), _ratios(medians)]
     if len(medians.connections) > 1:
         parts.append(_by_connections(medians))
     parts.append(_memory(results.memory))
@@ -52,13 +52,21 @@ def tables(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _other_load(runs: Sequence[Run]) -> str:
+    others = [run.others for run in runs]
+    return (
+        f"Meanwhile {median(others):.2f} cores were busy with something else, "
+        f"{max(others):.2f} at worst."
+    )
+
+
 def _main_table(medians: Medians) -> str:
     figures: dict[str, Callable[[Run], float]] = {
         "requests/s": lambda run: run.throughput,
         "p50 ms": lambda run: run.p50,
         "p99 ms": lambda run: run.p99,
-        "CPU µs a request": lambda run: run.cpu,
-        "PostgreSQL's µs": lambda run: run.database_cpu,
+        "CPU, µs/request": lambda run: run.cpu,
+        "PostgreSQL's CPU": lambda run: run.database_cpu,
     }
     rows = [
         [operation if name == NAMES[0] else "", name]
@@ -68,7 +76,7 @@ def _main_table(medians: Medians) -> str:
     ]
     return _titled(
         f"{CONNECTIONS} connections, one process each",
-        table([f"{CONNECTIONS} connections", "", *figures], rows),
+        table(["", "", *figures], rows),
     )
 
 
@@ -82,8 +90,10 @@ def _ratios(medians: Medians) -> str:
             + [f"{ours / medians.throughput(operation, other):.2f}" for other in others]
             + [f"{medians.tail(operation, name):.1f}" for name in NAMES]
         )
-    head = ["", *(f"times {other}" for other in others), *(f"p99/p50, {name}" for name in NAMES)]
-    return _titled("Ratios: this service's throughput, and everyone's tail", table(head, rows))
+    head = ["", *(f"times {other}" for other in others), *(f"p99/p50 {name}" for name in NAMES)]
+    return _titled(
+        "Ratios of this service's throughput, and p99 in terms of p50", table(head, rows)
+    )
 
 
 def _by_connections(medians: Medians) -> str:
@@ -93,13 +103,13 @@ def _by_connections(medians: Medians) -> str:
         for operation in medians.operations
         for name in NAMES
     ]
-    head = ["requests/s by connections", "", *map(str, medians.connections)]
-    return _titled("Throughput by connections", table(head, rows))
+    head = ["", "", *map(str, medians.connections)]
+    return _titled("Requests per second by connections", table(head, rows))
 
 
 def _memory(memory: dict[str, float]) -> str:
     rows = [[name, number(mib)] for name, mib in memory.items()]
-    return _titled("Memory", table(["most during all of the above", "MiB"], rows))
+    return _titled("Memory of one process, at most", table(["", "MiB"], rows))
 
 
 def _workers(workers: Workers) -> str:
@@ -107,21 +117,23 @@ def _workers(workers: Workers) -> str:
     [one, several] = medians.values()
     rows = []
     for operation in one.operations:
-        before, after = (m.throughput(operation, OURS.name) for m in (one, several))
+        before, after = (
+            m.throughput(operation, OURS.name, WORKER_CONNECTIONS) for m in (one, several)
+        )
         rows.append(
             [f"{operation}, requests/s", number(before), number(after), f"{after / before:.2f}"]
         )
     rows.append(["memory, MiB", *map(number, workers.memory.values()), ""])
     rows.append(["connections to PostgreSQL", *map(str, workers.connections.values()), ""])
-    head = [f"{CONNECTIONS} connections", *(f"{count} worker(s)" for count in medians), "ratio"]
-    return _titled("Workers", table(head, rows))
+    head = ["", *(f"workers: {n}" for n in medians), "ratio"]
+    return _titled(f"Workers, {WORKER_CONNECTIONS} connections", table(head, rows))
 
 
 def _link(results: Results) -> str:
     milliseconds = 2 * LINK * 1e3
-    head = [f"one request over {milliseconds:.0f} ms"]
+    head = [""]
     for name in results.link:
-        head += [f"{name}, ms", "in link round trips", "database round trips"]
+        head += [f"{name}, ms", "÷ link", "database round trips"]
     rows = []
     for operation in next(iter(results.link.values())).latency:
         row = [operation]
@@ -130,7 +142,9 @@ def _link(results: Results) -> str:
             row += [f"{latency:.1f}", f"{latency / milliseconds:.2f}"]
             row.append(f"{link.round_trips[operation]:g}")
         rows.append(row)
-    return _titled("Far from the database", table(head, rows))
+    return _titled(
+        f"One request at a time, the database {milliseconds:.0f} ms away", table(head, rows)
+    )
 
 
 def _starts(results: Results) -> str:
@@ -138,7 +152,7 @@ def _starts(results: Results) -> str:
         [name, number(median(start.imports)), number(median(start.starts))]
         for name, start in results.starts.items()
     ]
-    return _titled("Start", table(["ms", "import", "start to the first answer"], rows))
+    return _titled("Start", table(["", "import, ms", "until the first answer, ms"], rows))
 
 
 def number(value: float) -> str:

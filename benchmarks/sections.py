@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from benchmarks.operations import GET, MIX, POST, SINGLE_OPERATIONS, Operation
 
 WORKERS = 2
 WORKER_OPERATIONS = (GET, POST, MIX)
+# Of a few connections that are opened at once, one worker may take all.
+WORKER_CONNECTIONS = 128
 # Seconds that bytes are under way to the database, and as many back.
 LINK = 0.010
 # Requests of each operation over that link, after those that warm up each connection of a pool.
@@ -44,12 +47,13 @@ async def measure_workers(load: Load, database: Database, folder: Path, rounds: 
     ):
         servers = {1: one, WORKERS: several}
         for server in servers.values():
-            await load.run(server, MIX, 32)
+            await load.run(server, MIX, WORKER_CONNECTIONS)
         for _ in range(rounds):
             await database.tidy()
             for operation in WORKER_OPERATIONS:
                 for count, server in servers.items():
-                    results.runs[count].append(await load.run(server, operation, 32))
+                    run = await load.run(server, operation, WORKER_CONNECTIONS)
+                    results.runs[count].append(run)
         for count, server in servers.items():
             results.memory[count] = proc.memory(server.pid)
             results.connections[count] = await database.value(f"""
@@ -83,14 +87,13 @@ async def measure_link(database: Database, folder: Path) -> dict[str, Link]:
 def _over_link(
     proxy: Proxy, server: Running, database: Database, operation: Operation
 ) -> tuple[float, float]:
-    requests = database.requests(operation)
-    requests = (requests * LINK_WARM_UP)[: LINK_WARM_UP + LINK_REQUESTS]
+    requests = cycle(database.requests(operation))
     times, round_trips = [], []
     with server.client() as client:
-        for request in requests[:LINK_WARM_UP]:
+        for request in islice(requests, LINK_WARM_UP):
             client.ask(request)
         with proxy.delayed(up=LINK, down=LINK):
-            for request in requests[LINK_WARM_UP:]:
+            for request in islice(requests, LINK_REQUESTS):
                 before = proxy.round_trips
                 began = time.perf_counter()
                 status, body = client.ask(request)

@@ -4,7 +4,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from xml.etree import ElementTree
 
 import pytest
@@ -12,8 +11,8 @@ import pytest
 from benchmarks import proc
 from benchmarks.chart import chart
 from benchmarks.load import Run
-from benchmarks.measure import FULL, QUICK, Results
-from benchmarks.operations import DELETED, OPERATIONS
+from benchmarks.measure import Results
+from benchmarks.operations import MIX
 from benchmarks.report import NAMES, Medians, number, table, tables
 
 
@@ -69,12 +68,22 @@ class TestChart:
         assert [width / widths[1] for width in widths] == pytest.approx([4, 1, 2, 3], abs=0.01)
 
 
-class TestOperations:
-    @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-    def test_make_requests_of_the_tasks(self, operation: object) -> None:
-        assert operation in FULL.operations
+class TestProcesses:
+    def test_of_a_process_are_its_children_too(self) -> None:
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+            assert {os.getpid(), child.pid} <= set(proc.family(os.getpid()))
+            child.communicate()
+        assert child.pid not in proc.family(os.getpid())
 
-    def test_mix_reads_four_times_out_of_five(self) -> None:
-        requests = OPERATIONS[-1].requests([1, 2], [3, 4])
+    def test_cpu_is_below_the_machine_s(self) -> None:
+        assert 0 < proc.cpu(os.getpid()) < proc.busy()
+
+    def test_peak_of_memory_is_above_what_is_its_own(self) -> None:
+        assert 1 < proc.memory(os.getpid()) < proc.peak_memory(os.getpid())
+
+
+class TestMix:
+    def test_reads_four_times_out_of_five(self) -> None:
+        requests = MIX.requests([1, 2], [3, 4])
         reads = [request for request in requests if request.method == "GET"]
         assert len(reads) / len(requests) == 0.8

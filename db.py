@@ -280,6 +280,9 @@ class Gate:
 class Database:
     """The engine, the gate in front of it, and whether it was last seen working."""
 
+    setting = "DATABASE_URL"
+    outage = "the database does not serve"
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.engine = _create_engine(settings, settings.database_statement_timeout)
@@ -294,8 +297,8 @@ class Database:
         self.tables_ready = False
         self.seen_working = False
         self._failed_at = float("-inf")
-        self._outage = Outage(logger, "the database does not serve")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._outage = Outage(logger, self.outage)
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -308,7 +311,7 @@ class Database:
             # One statement that took too long may have met a locked row: worth asking at once.
             is_ambiguous = isinstance(error.__cause__, _TOO_LATE)
             self._failed_at = float("-inf") if is_ambiguous else time.monotonic()
-            self._outage.begins(str(error))
+            self._outage.begins(str(error).replace(Database.setting, self.setting))
             raise
 
     def works(self) -> None:
@@ -317,13 +320,15 @@ class Database:
         self._outage.ends()
 
     async def is_ready(self) -> bool:
-        """Whether its tables are there and it was last seen working.
+        """Whether its tables are there and it was last seen working."""
+        return self.tables_ready and await self.serves()
+
+    async def serves(self) -> bool:
+        """Whether it was last seen working.
 
         It is asked only after it was seen failing, and not often, so that a database that is
         suspended while nobody needs it is left asleep.
         """
-        if not self.tables_ready:
-            return False
         if not self.seen_working and time.monotonic() - self._failed_at >= PROBE_INTERVAL:
             self._failed_at = time.monotonic()  # Other probes need not ask meanwhile.
             with suppress(DatabaseUnavailable):
@@ -334,6 +339,10 @@ class Database:
                     self.works()
             self._failed_at = time.monotonic()
         return self.seen_working
+
+    def for_reading(self) -> "Database":
+        """Where a request that only reads is to look."""
+        return self
 
     @asynccontextmanager
     async def changing_tables(self) -> AsyncIterator[AsyncConnection]:
@@ -356,13 +365,13 @@ class Database:
         finally:
             await patient.dispose()
 
-    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, object]) -> None:
         """Run it until it is done or the database is closed."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("work in the background failed", exc_info=error)
@@ -374,14 +383,54 @@ class Database:
         await self.engine.dispose()
 
 
+class Replicated(Database):
+    """A primary with a streaming replica, from which is read while that is seen working.
+
+    What is read there may be older than what was written a moment ago: docs/scaling.md.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.replica = _Replica(settings)
+        if not (self.is_postgresql and self.replica.is_postgresql):
+            raise SettingsError(
+                "DATABASE_READ_URL is for a replica of PostgreSQL: it and DATABASE_URL must be "
+                "postgresql:// URLs, or remove it"
+            )
+
+    def for_reading(self) -> Database:
+        if self.replica.seen_working:
+            return self.replica
+        self.in_background(self.replica.serves())
+        return self
+
+    async def close(self) -> None:
+        await self.replica.close()
+        await super().close()
+
+
+class _Replica(Database):
+    setting = "DATABASE_READ_URL"
+    outage = "the read replica does not serve, and the primary is read from"
+
+    def __init__(self, settings: Settings) -> None:
+        url = {"database_url": settings.database_read_url}
+        try:
+            super().__init__(settings.model_copy(update=url))
+        except SettingsError as error:
+            raise SettingsError(str(error).replace(Database.setting, self.setting)) from None
+
+
 class Session(AsyncSession):
     """The session that `get_session` gives; a Statement runs on its own in it.
 
     What SQLAlchemy's session needs is made when something asks for it: a Statement never does.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, primary: Database | None = None) -> None:
         self.database = database
+        # Where a Statement goes when the database, as a replica, fails it at once.
+        self.primary = primary or database
 
     def __getattr__(self, name: str) -> Any:
         """Called for what is missing, and until then all that SQLAlchemy keeps here is."""
@@ -402,7 +451,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
     It does not connect: a database that is away is no reason not to start.
     """
-    database = Database(settings)
+    database = (Replicated if settings.database_read_url else Database)(settings)
     logger.info("tasks are kept in %s", database.engine.url.set(query={}).render_as_string())
     try:
         yield database
@@ -410,16 +459,21 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         await database.close()
 
 
+_READING = ("GET", "HEAD")
+
+
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     """A session that commits when the endpoint succeeds and rolls back when it fails.
 
+    For a GET it may be one to a replica, which can't be written to.
     Use it as `SessionDep`: with FastAPI's default scope the commit would come after the response.
     """
-    database: Database = request.app.state.database
-    if not database.tables_ready:
+    primary: Database = request.app.state.database
+    if not primary.tables_ready:
         raise DatabaseUnavailable("the tables are not up to date yet")
+    database = primary.for_reading() if request.method in _READING else primary
     async with database.gate:
-        session = Session(database)
+        session = Session(database, primary)
         with database.watched():
             try:
                 yield session
@@ -461,6 +515,7 @@ _REASONS = {
     "26000": _POOLER_HINT,
     "28P01": "the password in DATABASE_URL is wrong",
     "28": "the server refuses the user of DATABASE_URL",
+    "40001": "the replica had to drop the statement to keep up with its primary",
     "3D000": "DATABASE_URL names a database that does not exist",
     "3F000": "the user of DATABASE_URL may use no schema to keep the table task in",
     "42501": "the user of DATABASE_URL lacks a privilege on the table task or its schema",

@@ -40,6 +40,8 @@ class Settings(BaseSettings):
 
     # Any PostgreSQL URL, or sqlite:///file.db.
     database_url: SecretStr = SecretStr("sqlite:///tasks.db")
+    # A streaming replica of that database, for lists and single reads.
+    database_read_url: SecretStr | None = None
     # The secret shared with the frontend, taken literally as UTF-8; at least 32 bytes.
     # Required unless better_auth_url is set.
     better_auth_secret: SecretStr | None = None
@@ -74,11 +76,11 @@ class Settings(BaseSettings):
         values = {name.lower(): value for name, value in written.items() if value is not None}
         return init_settings, env_settings, InitSettingsSource(settings_cls, values)
 
-    @field_validator("database_url")
+    @field_validator("database_url", "database_read_url")
     @classmethod
-    def _not_blank(cls, url: SecretStr) -> SecretStr:
-        if not url.get_secret_value().strip():
-            raise ValueError("is blank: set a database URL, or remove the line for SQLite")
+    def _not_blank(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().strip():
+            raise ValueError("is blank: set a database URL, or remove the line")
         return url
 
     @field_validator("better_auth_secret")

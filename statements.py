@@ -25,6 +25,8 @@ _TABLE_CHANGED = asyncpg.exceptions.InvalidCachedStatementError
 _NOT_BEGUN = (_TABLE_CHANGED, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # Seconds within which a statement may be run again.
 REPEAT_WITHIN = 0.5
+# Seconds within which a replica that fails leaves the primary time enough.
+AT_ONCE = 0.1
 # Seconds a connection has to answer again after its statement was cut off.
 RECOVERY_TIMEOUT = 2.0
 
@@ -48,9 +50,7 @@ class Statement:
         """Run it with values for its bind parameters. Raises DatabaseUnavailable."""
         with database_errors():
             if isinstance(session, Session) and not session.has_begun:
-                rows = await self._run_alone(session.database, values)
-                session.database.works()
-                return rows
+                return await self._run_alone(session, values)
             # SQLAlchemy knows how the transaction stands, and sends its BEGIN if need be.
             await session.flush()
             connection = await session.connection()
@@ -62,13 +62,28 @@ class Statement:
         rows = await self.rows(session, **values)
         return rows[0] if rows else None
 
-    async def _run_alone(self, database: Database, values: Mapping[str, object]) -> Rows:
+    async def _run_alone(self, session: Session, values: Mapping[str, object]) -> Rows:
+        database, primary = session.database, session.primary
+        if database is not primary:
+            began = time.monotonic()
+            try:
+                with database.watched():
+                    return await self._run_on(database, values)
+            except DatabaseUnavailable:
+                if time.monotonic() - began > AT_ONCE:
+                    raise
+            async with primary.gate:
+                with primary.watched():
+                    return await self._run_on(primary, values)
+        return await self._run_on(database, values)
+
+    async def _run_on(self, database: Database, values: Mapping[str, object]) -> Rows:
         # Run again where that can't mean doing the same twice: specs/decisions.md, D11.
         deadline = time.monotonic() + REPEAT_WITHIN
         repeatable = isinstance(self._statement, Select)
         while True:
             try:
-                return await self._try_alone(database, values)
+                rows = await self._try_on(database, values)
             except _CONNECTION_LOST:
                 if not repeatable or time.monotonic() > deadline:
                     raise
@@ -77,8 +92,11 @@ class Statement:
                 begun = not isinstance(error, _TABLE_CHANGED) and not nothing_sent(error)
                 if begun or time.monotonic() > deadline:
                     raise
+            else:
+                database.works()
+                return rows
 
-    async def _try_alone(self, database: Database, values: Mapping[str, object]) -> Rows:
+    async def _try_on(self, database: Database, values: Mapping[str, object]) -> Rows:
         try:
             pooled = await database.engine.raw_connection()
         except InvalidRequestError as error:  # The pool has tried several.

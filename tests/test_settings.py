@@ -28,6 +28,7 @@ SETTINGS = [
         "https://keys.example.com/jwks",
         "https://keys.example.com/jwks",
     ),
+    ("DATABASE_READ_URL", None, "postgresql://u:p@replica/d", "postgresql://u:p@replica/d"),
     ("BETTER_AUTH_ISSUER", None, "https://issuer.example.com", "https://issuer.example.com"),
     ("BETTER_AUTH_AUDIENCE", None, "task-api", "task-api"),
     (

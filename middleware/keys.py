@@ -8,13 +8,15 @@ import asyncio
 import json
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import jwt
 
 from errors import InvalidToken, KeysUnavailable
 from logs import Outage
+
+if TYPE_CHECKING:
+    import httpx  # Else imported with the first fetch: who has no key set needs none of it.
 
 logger = logging.getLogger("tasks.keys")
 
@@ -51,7 +53,7 @@ class KeySet:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._client = httpx.AsyncClient(timeout=FETCH_TIMEOUT, follow_redirects=False)
+        self._client: httpx.AsyncClient | None = None
         self._keys: dict[str, jwt.PyJWK] = {}
         self._good_at = self._looked_at = self._blocked_until = float("-inf")
         self._failing = False
@@ -62,7 +64,8 @@ class KeySet:
     async def close(self) -> None:
         if self._fetching is not None:
             self._fetching.cancel()
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     async def key(self, kid: str, algorithm: str) -> jwt.PyJWK:
         """The key with this `kid`, which must be one for the algorithm.
@@ -112,8 +115,12 @@ class KeySet:
         return self._fetching
 
     async def _replace_keys(self) -> None:
+        import httpx
+
+        if self._client is None:
+            self._client = httpx.AsyncClient(timeout=FETCH_TIMEOUT, follow_redirects=False)
         try:
-            keys = _usable_keys(await self._download())
+            keys = _usable_keys(await self._download(self._client))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError) as error:
             self._failing = True
             self._outage.begins(f"{type(error).__name__}: {error}")
@@ -128,13 +135,13 @@ class KeySet:
             self._looked_at = time.monotonic()
             self._blocked_until = self._looked_at + COOLDOWN
 
-    async def _download(self) -> bytes:
+    async def _download(self, client: "httpx.AsyncClient") -> bytes:
         body = bytearray()
         # Around the whole exchange: httpx counts anew with every byte of a slow answer.
         async with asyncio.timeout(FETCH_TIMEOUT):
             # Not compressed: what arrives is what is counted.
             headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-            async with self._client.stream("GET", self._url, headers=headers) as response:
+            async with client.stream("GET", self._url, headers=headers) as response:
                 if response.status_code != 200:
                     raise ValueError(f"status {response.status_code}")
                 async for chunk in response.aiter_raw():

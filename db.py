@@ -282,6 +282,8 @@ class Database:
 
     setting = "DATABASE_URL"
     outage = "the database does not serve"
+    # One statement that took too long may have met a locked row: worth asking at once.
+    asked_at_once_when_late = True
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -308,9 +310,8 @@ class Database:
                 yield
         except DatabaseUnavailable as error:
             self.seen_working = False
-            # One statement that took too long may have met a locked row: worth asking at once.
-            is_ambiguous = isinstance(error.__cause__, _TOO_LATE)
-            self._failed_at = float("-inf") if is_ambiguous else time.monotonic()
+            at_once = self.asked_at_once_when_late and isinstance(error.__cause__, _TOO_LATE)
+            self._failed_at = float("-inf") if at_once else time.monotonic()
             self._outage.begins(str(error).replace(Database.setting, self.setting))
             raise
 
@@ -401,7 +402,8 @@ class Replicated(Database):
     def for_reading(self) -> Database:
         if self.replica.seen_working:
             return self.replica
-        self.in_background(self.replica.serves())
+        # The replica's work, so that it ends before its connections are closed.
+        self.replica.in_background(self.replica.serves())
         return self
 
     async def close(self) -> None:
@@ -412,6 +414,8 @@ class Replicated(Database):
 class _Replica(Database):
     setting = "DATABASE_READ_URL"
     outage = "the read replica does not serve, and the primary is read from"
+    # There is no hurry: meanwhile the primary answers.
+    asked_at_once_when_late = False
 
     def __init__(self, settings: Settings) -> None:
         url = {"database_url": settings.database_read_url}
@@ -515,7 +519,7 @@ _REASONS = {
     "26000": _POOLER_HINT,
     "28P01": "the password in DATABASE_URL is wrong",
     "28": "the server refuses the user of DATABASE_URL",
-    "40001": "the replica had to drop the statement to keep up with its primary",
+    "40": "the statement had to give way, on a replica to what its primary has changed",
     "3D000": "DATABASE_URL names a database that does not exist",
     "3F000": "the user of DATABASE_URL may use no schema to keep the table task in",
     "42501": "the user of DATABASE_URL lacks a privilege on the table task or its schema",

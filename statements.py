@@ -69,7 +69,8 @@ class Statement:
             try:
                 with database.watched():
                     return await self._run_on(database, values)
-            except DatabaseUnavailable:
+            except (DatabaseUnavailable, asyncpg.PostgresError):
+                # What the replica lacks, such as a new column, the primary has already.
                 if time.monotonic() - began > AT_ONCE:
                     raise
             async with primary.gate:

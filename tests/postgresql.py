@@ -1,6 +1,7 @@
 # [Task]: T015 [From]: specs/requirements.md
 """A real PostgreSQL over TCP for the suite, from a development dependency's binaries."""
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -15,11 +16,11 @@ class PostgreSQL:
     """
 
     def __init__(self, folder: Path) -> None:
-        # The package makes the cluster, and the system user that a root account needs for it. Its
-        # own server would listen on a Unix socket only.
+        # The package knows the system user that a root account needs. Its own server would listen
+        # on a Unix socket only.
         self._cluster = Cluster(folder, cleanup_mode=None)
-        self._cluster.ensure_pgdata_inited()
         self._folder = folder
+        self._fill()
         self._log = folder / "server.log"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -47,11 +48,38 @@ class PostgreSQL:
         access = self._folder / "pg_hba.conf"
         access.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
 
+    def _fill(self) -> None:
+        """Make the cluster in the folder."""
+        self._cluster.ensure_pgdata_inited()
+
     def _pg_ctl(self, *arguments: str) -> None:
+        self._execute("pg_ctl", "-w", *arguments)
+
+    def _execute(self, command: str, *arguments: str) -> None:
         pgexec(
-            "pg_ctl",
-            ("-w", "-D", str(self._folder), *arguments),
+            command,
+            ("-D", str(self._folder), *arguments),
             bin_path=self._cluster.bin_path,
             user=self._cluster.system_user,
             timeout=30,
         )
+
+
+class Replica(PostgreSQL):
+    """A streaming replica of a server that is running, with all of that server's databases."""
+
+    def __init__(self, folder: Path, primary: PostgreSQL) -> None:
+        self._primary = primary
+        super().__init__(folder)
+
+    def start(self, **settings: object) -> None:
+        # By itself, it would look for a primary that was away every five seconds.
+        super().start(**{"wal_retrieve_retry_interval": "100ms", **settings})
+
+    def _fill(self) -> None:
+        if self._cluster.system_user is not None:
+            shutil.chown(self._folder, self._cluster.system_user)
+        source = self._primary.url().removesuffix("/postgres")
+        self._execute("pg_basebackup", "-d", source, "--write-recovery-conf", "-c", "fast")
+        # The primary's log has come along.
+        (self._folder / "server.log").unlink()

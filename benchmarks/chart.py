@@ -6,7 +6,7 @@ from html import escape
 
 COLOURS = ("#0b6e4f", "#d1495b", "#3066be", "#9a9a9a")
 WIDTH = 760
-LEFT, RIGHT, TOP, BOTTOM = 130, 80, 76, 16
+LEFT, RIGHT, TOP, BOTTOM = 140, 80, 76, 16
 BAR, GAP = 15, 14
 
 

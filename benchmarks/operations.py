@@ -123,7 +123,7 @@ POST = Operation("POST", _post, _FORGET_CREATED)
 PUT = Operation("PUT", _put, _FORGET_CHANGES)
 COMPLETE = Operation("PATCH complete", _complete, _FORGET_CHANGES)
 DELETE = Operation("DELETE", _delete, _RESTORE_DELETED)
-MIX = Operation("80 % reads", _mix, _FORGET_CREATED + _FORGET_CHANGES)
+MIX = Operation("mix, 80 % reads", _mix, _FORGET_CREATED + _FORGET_CHANGES)
 
 SINGLE_OPERATIONS = (GET, LIST, POST, PUT, COMPLETE, DELETE)
 OPERATIONS = (*SINGLE_OPERATIONS, MIX)

@@ -1,6 +1,7 @@
 # [Task]: T041 [From]: specs/requirements.md
 """The figures as Markdown tables, ready to be quoted."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
@@ -8,6 +9,8 @@ from benchmarks.contestants import CONTESTANTS, FASTIFY, FLOOR, OURS, USUAL
 from benchmarks.load import Run
 from benchmarks.measure import CONNECTIONS, Results
 from benchmarks.sections import LINK, WORKER_CONNECTIONS, Workers
+
+_FIGURE = re.compile(r"[\d.,]*")
 
 NAMES = [contestant.name for contestant in CONTESTANTS]
 
@@ -65,8 +68,8 @@ def _main_table(medians: Medians) -> str:
         "requests/s": lambda run: run.throughput,
         "p50 ms": lambda run: run.p50,
         "p99 ms": lambda run: run.p99,
-        "CPU, µs/request": lambda run: run.cpu,
-        "PostgreSQL's CPU": lambda run: run.database_cpu,
+        "CPU µs/request": lambda run: run.cpu,
+        "PostgreSQL's": lambda run: run.database_cpu,
     }
     rows = [
         [operation if name == NAMES[0] else "", name]
@@ -85,15 +88,19 @@ def _ratios(medians: Medians) -> str:
     rows = []
     for operation in medians.operations:
         ours = medians.throughput(operation, OURS.name)
+        cpu, usual_cpu = (
+            medians.of(lambda run: run.cpu, operation, name, CONNECTIONS)
+            for name in (OURS.name, USUAL.name)
+        )
         rows.append(
             [operation]
             + [f"{ours / medians.throughput(operation, other):.2f}" for other in others]
-            + [f"{medians.tail(operation, name):.1f}" for name in NAMES]
+            + [f"{cpu / usual_cpu:.2f}"]
+            + [f"{medians.tail(operation, name):.1f}" for name in (OURS.name, FASTIFY.name)]
         )
-    head = ["", *(f"times {other}" for other in others), *(f"p99/p50 {name}" for name in NAMES)]
-    return _titled(
-        "Ratios of this service's throughput, and p99 in terms of p50", table(head, rows)
-    )
+    head = ["", *(f"times {other}" for other in others), f"CPU, times {USUAL.name}"]
+    head += ["p99/p50", f"p99/p50 of {FASTIFY.name}"]
+    return _titled("This service in terms of the others", table(head, rows))
 
 
 def _by_connections(medians: Medians) -> str:
@@ -164,7 +171,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown; figures stand on the right."""
     rows = list(rows)
     rules = [
-        "---:" if any(row[n][:1].isdecimal() for row in rows) else "---" for n in range(len(head))
+        "---:" if all(_FIGURE.fullmatch(cell) for cell in column) else "---"
+        for column in zip(*rows, strict=True)
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rules, *rows))
 

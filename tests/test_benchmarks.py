@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import proc
-from benchmarks.chart import chart
+from benchmarks.chart import LEFT, chart
 from benchmarks.load import Run
 from benchmarks.measure import Results
 from benchmarks.operations import MIX
@@ -25,7 +25,7 @@ def run(contestant: str, throughput: float, **figures: float) -> Run:
 def results() -> Results:
     """Three rounds, in which each contestant is half as fast as the one before."""
     runs = [
-        run(name, throughput / 2**n)
+        run(name, throughput / 2**n, cpu=300 * 2**n)
         for throughput in (4000, 1000, 3000)
         for n, name in enumerate(NAMES)
     ]
@@ -44,13 +44,13 @@ class TestTables:
     def test_have_figures_and_ratios(self, results: Results) -> None:
         text = tables(results)
         assert "| GET one | this service | 3,000 | 2 | 6 | 300 | 40 |" in text
-        assert "| GET one | 2.00 | 4.00 | 8.00 | 3.0 |" in text
+        assert "| GET one | 2.00 | 4.00 | 8.00 | 0.50 | 3.0 | 3.0 |" in text
 
     def test_leave_out_what_was_not_measured(self, results: Results) -> None:
         assert "Workers" not in tables(results)
 
     def test_align_figures_on_the_right(self) -> None:
-        assert table(["", "MiB"], [["floor", "51"]]).splitlines()[1] == "| --- | ---: |"
+        assert table(["", "MiB"], [["1st", "51"]]).splitlines()[1] == "| --- | ---: |"
 
     @pytest.mark.parametrize(
         ("value", "text"), [(12345.6, "12,346"), (100, "100"), (12.345, "12.3"), (0.5, "0.5")]
@@ -63,7 +63,7 @@ class TestChart:
     def test_has_bars_in_proportion(self) -> None:
         text = chart("Speed <s>", {"GET": dict(zip(NAMES, (400, 100, 200, 300), strict=True))})
         root = ElementTree.fromstring(text)  # noqa: S314  # our own words
-        bars = [r for r in root.iterfind("{*}rect") if r.get("x") == "130"]
+        bars = [r for r in root.iterfind("{*}rect") if r.get("x") == str(LEFT)]
         widths = [float(bar.get("width", "0")) for bar in bars]
         assert [width / widths[1] for width in widths] == pytest.approx([4, 1, 2, 3], abs=0.01)
 

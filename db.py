@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import ssl
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any, cast
 
@@ -26,8 +26,10 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only as await_
+from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from errors import DatabaseUnavailable, InvalidToken
@@ -133,6 +135,17 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
         return f"{super()._get_unique_id(prefix)}{secrets.token_hex(6)}"
 
 
+class _MustWait(Exception):
+    """Outside a greenlet SQLAlchemy's pool can't wait for a connection: see Database.checkout."""
+
+
+def _connect(*arguments: Any, **options: Any) -> Coroutine[Any, Any, Any]:
+    if not in_greenlet():
+        raise _MustWait
+    connecting: Coroutine[Any, Any, Any] = asyncpg.connect(*arguments, **options)
+    return connecting
+
+
 def _ssl_argument(url: URL) -> ssl.SSLContext | str | bool:
     sslmode = url.query.get("sslmode")
     sslrootcert = cast(str | None, url.query.get("sslrootcert"))
@@ -211,6 +224,7 @@ def _create_engine(settings: Settings, statement_timeout: float | None) -> Async
             max_overflow=0,
             pool_timeout=POOL_GRACE,
             connect_args={
+                "async_creator_fn": _connect,
                 "timeout": settings.database_connect_timeout,
                 "command_timeout": statement_timeout,
                 **arguments,
@@ -237,12 +251,23 @@ def _discard_dead(connection: Any, record: ConnectionPoolEntry, _proxy: object) 
     driver = connection.driver_connection
     if driver.is_closed():  # What the server has closed is known as such without a round trip.
         raise DisconnectionError
-    if time.monotonic() - record.info.get("used_at", float("inf")) > IDLE_BEFORE_PING:
-        try:
-            await_(driver.fetchval("SELECT 1", timeout=PING_TIMEOUT))
-        except DRIVER_ERRORS:
-            driver.terminate()
-            raise DisconnectionError from None
+    # Outside a greenlet nothing can be waited for: Database.checkout asks then.
+    if in_greenlet() and _has_idled(record.info) and await_(_is_mute(driver)):
+        raise DisconnectionError
+
+
+def _has_idled(info: Mapping[Any, Any]) -> bool:
+    return bool(time.monotonic() - info.get("used_at", float("inf")) > IDLE_BEFORE_PING)
+
+
+async def _is_mute(driver: Any) -> bool:
+    """Whether a connection does not answer any more; it is closed then."""
+    try:
+        await driver.fetchval("SELECT 1", timeout=PING_TIMEOUT)
+    except DRIVER_ERRORS:
+        driver.terminate()
+        return True
+    return False
 
 
 # --- Sessions ---------------------------------------------------------------------------------
@@ -366,6 +391,28 @@ class Database:
         finally:
             await patient.dispose()
 
+    async def checkout(self) -> PoolProxiedConnection:
+        """A connection from the pool, to be given back by `checkin`. Raises driver errors.
+
+        SQLAlchemy takes it in a greenlet, in case it has to wait. That costs more than the
+        statement that is to come, so what is at hand is taken without one.
+        """
+        pool = cast(AsyncAdaptedQueuePool, self.engine.sync_engine.pool)
+        if self.is_postgresql and pool.checkedin():
+            with suppress(_MustWait):  # It is dead, and another has to be made.
+                pooled = pool.connect()
+                if not (_has_idled(pooled.info) and await _is_mute(pooled.driver_connection)):
+                    return pooled
+                pooled.invalidate()
+        return await self.engine.raw_connection()
+
+    async def checkin(self, pooled: PoolProxiedConnection) -> None:
+        """Give a connection back on which no transaction has been begun."""
+        if self.is_postgresql:
+            pooled.close()  # As nothing is to be rolled back, there is nothing to wait for.
+        else:
+            await greenlet_spawn(pooled.close)
+
     def in_background(self, work: Coroutine[Any, Any, object]) -> None:
         """Run it until it is done or the database is closed."""
         task = asyncio.create_task(work)
@@ -413,7 +460,7 @@ class Replicated(Database):
 
 class _Replica(Database):
     setting = "DATABASE_READ_URL"
-    outage = "the read replica does not serve, and the primary is read from"
+    outage = "the replica of DATABASE_READ_URL does not serve, and the primary is read from"
     # There is no hurry: meanwhile the primary answers.
     asked_at_once_when_late = False
 

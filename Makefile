@@ -48,7 +48,7 @@ e2e: $(BIN)/.ready ## test with a real Better Auth in a real browser; installs C
 	$(UV) run --locked --group e2e pytest tests/e2e
 
 bench: $(BIN)/.ready ## measure it beside three other ways to build it, ten minutes (QUICK=1: one)
-	benchmarks/install.sh
+	@benchmarks/install.sh
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 migrate: $(BIN)/.ready ## bring the tables of DATABASE_URL up to date (the service does at its start, too)

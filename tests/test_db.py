@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from db import (
     Database,
+    Replicated,
     Session,
     SessionDep,
     connection_arguments,
@@ -1050,6 +1051,155 @@ class TestPostgreSQLFailures:
             assert await DELETE.row(session, owner="alice", task_id=2**31) is None
 
 
+@pytest.fixture
+async def replica_url(postgresql_url: str) -> AsyncIterator[str]:
+    """The URL of a database that looks like a replica and has one task of its own.
+
+    How it is with a real one: tests/faults/test_replica.py.
+    """
+    url = f"{postgresql_url.removesuffix('/postgres')}/replica"
+    await execute(postgresql_url, "CREATE DATABASE replica")
+    try:
+        async with opened(url) as database:
+            await CREATE.rows(Session(database), **new("of the replica"))
+        yield url
+    finally:
+        await execute(postgresql_url, "DROP DATABASE replica WITH (FORCE)")
+
+
+@asynccontextmanager
+async def replicated(url: str, read_url: str, *, in_use: bool = True) -> AsyncIterator[Replicated]:
+    """A primary with a replica, which has been asked already."""
+    async with opened(url, database_read_url=SecretStr(read_url)) as database:
+        assert isinstance(database, Replicated)
+        await CREATE.rows(Session(database), **new("of the primary"))
+        if in_use:
+            assert await database.replica.serves()
+        yield database
+
+
+async def read(database: Replicated) -> str:
+    """The title of the task that a reader of this moment finds."""
+    session = Session(database.for_reading(), database)
+    [row] = await LIST.rows(session, owner="alice")
+    title: str = row["title"]
+    return title
+
+
+class TestReplica:
+    async def test_is_read_once_it_has_been_seen_working(
+        self, postgresql_url: str, replica_url: str
+    ) -> None:
+        async with replicated(postgresql_url, replica_url, in_use=False) as database:
+            assert database.for_reading() is database
+            assert await read(database) == "of the primary"
+            async with asyncio.timeout(5):
+                while database.for_reading() is database:
+                    await stored(postgresql_url, "SELECT 1")
+            assert await read(database) == "of the replica"
+            assert in_use(database) == in_use(database.replica) == 0
+
+    async def test_is_what_get_asks_and_post_does_not(
+        self, postgresql_url: str, replica_url: str
+    ) -> None:
+        app = FastAPI()
+
+        @app.api_route("/", methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+        async def endpoint(session: SessionDep, orm: bool = False) -> list[str]:
+            if orm:
+                return [task.title for task in await session.exec(select_entities(Task))]
+            return [row["title"] for row in await LIST.rows(session, owner="alice")]
+
+        async with replicated(postgresql_url, replica_url) as app.state.database:
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                for path in ("/", "/?orm=true"):
+                    assert (await client.get(path)).json() == ["of the replica"]
+                    assert (await client.head(path)).status_code == 200
+                    for method in ("POST", "PUT", "PATCH", "DELETE"):
+                        answer = await client.request(method, path)
+                        assert answer.json() == ["of the primary"]
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            "DROP TABLE task",
+            "ALTER TABLE task DROP COLUMN description",
+            "ALTER DATABASE replica RENAME TO away",
+        ],
+    )
+    async def test_that_fails_at_once_is_stood_in_for(
+        self, postgresql_url: str, replica_url: str, fault: str
+    ) -> None:
+        async with replicated(postgresql_url, replica_url) as database:
+            await database.replica.engine.dispose()
+            if "DATABASE" in fault:
+                await execute(postgresql_url, fault)
+            else:
+                await execute(replica_url, fault)
+            try:
+                assert await read(database) == "of the primary"
+                assert database.seen_working
+                assert in_use(database) == in_use(database.replica) == 0
+            finally:
+                if "DATABASE" in fault:
+                    await execute(postgresql_url, "ALTER DATABASE away RENAME TO replica")
+
+    async def test_that_fails_late_leaves_no_time_for_another(
+        self, postgresql_url: str, replica_url: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with replicated(postgresql_url, replica_url) as database:
+            late = database.settings.model_copy(update={"database_statement_timeout": 0.2})
+            await database.replica.close()
+            database.replica = type(database.replica)(late)
+            await database.replica.serves()
+            connection = await asyncpg.connect(replica_url)
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE task")
+                caplog.clear()
+                with pytest.raises(DatabaseUnavailable):
+                    await read(database)
+                # Whoever comes next is not kept waiting.
+                assert await read(database) == "of the primary"
+                [record] = caplog.records
+                assert "DATABASE_READ_URL" in record.message
+            await connection.close()
+            await all_returned(database.replica)
+
+    async def test_that_fails_is_asked_again_once_a_second_at_most(
+        self, postgresql_url: str, replica_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("db.PROBE_INTERVAL", 3600.0)
+        async with replicated(postgresql_url, replica_url) as database:
+            for error in (TimeoutError(), ConnectionRefusedError()):
+                with pytest.raises(DatabaseUnavailable), database.replica.watched():
+                    raise error
+                assert not await database.replica.serves()
+            assert await read(database) == "of the primary"
+            monkeypatch.setattr("db.PROBE_INTERVAL", 0.0)
+            assert await database.replica.serves()
+            assert await read(database) == "of the replica"
+
+    @pytest.mark.parametrize(
+        ("url", "read_url"),
+        [
+            ("postgresql://u:hunter2@h/d", "hunter2"),
+            ("postgresql://u:hunter2@h/d", "postgresql://u:hunter2@h:port/d"),
+            ("postgresql://u:hunter2@h/d", "postgresql://u:hunter2@h/d?sslmode=always"),
+            ("postgresql://u:hunter2@h/d", "mysql://u:hunter2@h/d"),
+            ("postgresql://u:hunter2@h/d", "sqlite:///hunter2.db"),
+            ("sqlite:///hunter2.db", "postgresql://u:hunter2@h/d"),
+            ("sqlite:///hunter2.db", "sqlite:///hunter2.db"),
+        ],
+    )
+    async def test_of_a_bad_url_stops_the_start(self, url: str, read_url: str) -> None:
+        with pytest.raises(SettingsError) as refused:
+            async with open_database(settings_for(url, database_read_url=SecretStr(read_url))):
+                pytest.fail("it started")
+        assert str(refused.value).startswith("DATABASE_READ_URL")
+        assert "hunter2" not in str(refused.value)
+
+
 def named(error: Exception) -> str:
     return f"{type(error).__module__} {error!r}"
 
@@ -1076,6 +1226,8 @@ class TestDatabaseErrors:
             asyncpg.CrashShutdownError("57P02"),
             asyncpg.CannotConnectNowError("57P03"),
             asyncpg.LockNotAvailableError("55P03"),
+            asyncpg.SerializationError("40001"),
+            asyncpg.DeadlockDetectedError("40P01"),
             asyncpg.ReadOnlySQLTransactionError("25006"),
             asyncpg.UndefinedTableError("42P01"),
             asyncpg.InsufficientPrivilegeError("42501"),

@@ -141,7 +141,8 @@ def running(
     try:
         for contestant in contestants:
             started.append(Running(contestant, folder, url, *arguments))
-            started[-1].wait()
+        for server in started:
+            server.wait()
         yield started
     finally:
         for server in started:

@@ -54,7 +54,7 @@ class Plan:
 FULL = Plan(
     [CONNECTIONS] * 5 + [1, 8, 128] * 3, OPERATIONS, 470, worker_rounds=3, link=True, starts=5
 )
-QUICK = Plan([CONNECTIONS] * 3, (GET, LIST, POST), 38)
+QUICK = Plan([CONNECTIONS] * 3, (GET, LIST, POST), 34)
 
 
 @dataclass

@@ -12,7 +12,6 @@ import asyncpg
 from sqlalchemy import Dialect, Select, UpdateBase
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.pool import PoolProxiedConnection
-from sqlalchemy.util import greenlet_spawn
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from db import DRIVER_ERRORS, Database, Session, database_errors, nothing_sent
@@ -99,7 +98,7 @@ class Statement:
 
     async def _try_on(self, database: Database, values: Mapping[str, object]) -> Rows:
         try:
-            pooled = await database.engine.raw_connection()
+            pooled = await database.checkout()
         except InvalidRequestError as error:  # The pool has tried several.
             raise DatabaseUnavailable("connections break as soon as they are made") from error
         connection: Any = pooled.driver_connection
@@ -111,11 +110,11 @@ class Statement:
         except BaseException as error:
             if database.is_postgresql and not isinstance(error, asyncpg.PostgresError):
                 # Cut off half-way: what its answer is must be known before it is used again.
-                database.in_background(_recover(pooled))
+                database.in_background(_recover(database, pooled))
             else:
-                await greenlet_spawn(pooled.close)
+                await database.checkin(pooled)
             raise
-        await greenlet_spawn(pooled.close)
+        await database.checkin(pooled)
         return rows
 
     def _for(self, dialect: Dialect) -> "_Compiled":
@@ -173,7 +172,7 @@ async def _execute_sqlite(connection: Any, sql: str, arguments: list[object]) ->
 _EXECUTE = {"postgresql": _execute_postgresql, "sqlite": _execute_sqlite}
 
 
-async def _recover(pooled: PoolProxiedConnection) -> None:
+async def _recover(database: Database, pooled: PoolProxiedConnection) -> None:
     """Give back a connection whose statement was cut off, once it answers again, or closed.
 
     asyncpg asks the server to cancel such a statement, and waits for that before the next one.
@@ -184,4 +183,4 @@ async def _recover(pooled: PoolProxiedConnection) -> None:
     except DRIVER_ERRORS:
         connection.terminate()
     finally:
-        await greenlet_spawn(pooled.close)
+        await database.checkin(pooled)

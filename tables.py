@@ -142,7 +142,10 @@ class _Tables:
         try:
             self._linked = await link_owners(self._database)
         except (DatabaseUnavailable, SQLAlchemyError) as error:
-            logger.warning("the foreign key to Better Auth's users can't be added yet: %s", error)
+            if self._database.seen_working:  # Else the log has told of worse.
+                logger.warning(
+                    "the foreign key to Better Auth's users can't be added yet: %s", error
+                )
 
     def _look_again(self, *_: object) -> None:
         if not self._linked and time.monotonic() >= self._next_look:

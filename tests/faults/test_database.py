@@ -195,13 +195,13 @@ class TestPoint7DatabaseDown:
         self,
         server: PostgreSQL,
         service: Service,
-        mark: int,
         proxy: Proxy,
         http: httpx.AsyncClient,
         alice: Caller,
         how: str,
     ) -> None:
         await at_once(reads_and_writes(alice, 2 * POOL, "Before"))
+        mark = len(service.log())
         async with contextlib.AsyncExitStack() as outage:
             if how == "unreachable":
                 proxy.refuse()

@@ -1,7 +1,6 @@
 # [Task]: T020 [From]: specs/requirements.md
 """Bodies and parts of paths, each by itself."""
 
-
 import pytest
 from pydantic import TypeAdapter, ValidationError
 

@@ -1,7 +1,10 @@
 # [Task]: T020 [From]: specs/requirements.md
 """The app put together: the habits of FastAPI's users, its graph, its OpenAPI document."""
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -209,3 +212,13 @@ class TestOpenAPI:
         response = await bare_client.get("/docs")
         assert response.status_code == 200
         assert "/openapi.json" in response.text
+
+
+def test_import_waits_with_what_is_heavy() -> None:
+    # httpx until keys have to be fetched, Alembic until there is something to apply.
+    code = "import sys, main; print(*{'httpx', 'alembic', 'mako'} & sys.modules.keys())"
+    root = Path(__file__).parents[1]
+    imported = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert imported.stdout.split() == []

@@ -19,6 +19,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal_column,
     not_,
     or_,
     select,
@@ -95,8 +96,16 @@ def _update(**values: ColumnElement[Any]) -> Statement:
     )
 
 
+# A limit that is none, the greatest bigint, in a form that PostgreSQL can't see through while it
+# plans. It then expects to need some of the rows, and reads them off the index in their order, where
+# it might else gather and sort them (tests/faults/test_plans.py).
+_no_limit = select(literal_column("9223372036854775807")).scalar_subquery()
+
 LIST = Statement(
-    select(*_public).where(_owned()).order_by(_task.created_at.desc(), _task.id.desc())
+    select(*_public)
+    .where(_owned())
+    .order_by(_task.created_at.desc(), _task.id.desc())
+    .limit(_no_limit)
 )
 CREATE = Statement(
     insert(TASK_TABLE)

@@ -97,8 +97,8 @@ def _update(**values: ColumnElement[Any]) -> Statement:
 
 
 # A limit that is none, the greatest bigint, in a form that PostgreSQL can't see through while it
-# plans. It then expects to need some of the rows, and reads them off the index in their order, where
-# it might else gather and sort them (tests/faults/test_plans.py).
+# plans. It then expects to need a part of the rows, and reads them off the index in order, where it
+# might else gather and sort them (tests/faults/test_plans.py).
 _no_limit = select(literal_column("9223372036854775807")).scalar_subquery()
 
 LIST = Statement(

@@ -401,7 +401,8 @@ class TestStatements:
             await connection.execute(text("SET LOCAL enable_seqscan = off"))
             await connection.execute(text("SET LOCAL enable_sort = off"))
         sql = f"{explain} {sql_of('LIST', connection.engine.url.drivername)}"
-        plan = f"{await values_of(session, sql, owner='alice')}"
+        # SQLite's LIMIT comes with an OFFSET, which SQLAlchemy binds.
+        plan = f"{await values_of(session, sql, owner='alice', param_1=0)}"
         assert "ix_task_user_id_created_at_id" in plan
         assert "Sort" not in plan
         assert "TEMP B-TREE" not in plan

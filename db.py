@@ -482,6 +482,8 @@ class Session(AsyncSession):
         self.database = database
         # Where a Statement goes when the database, as a replica, fails it at once.
         self.primary = primary or database
+        # When its request began to wait for the database.
+        self.began = time.monotonic()
 
     def __getattr__(self, name: str) -> Any:
         """Called for what is missing, and until then all that SQLAlchemy keeps here is."""
@@ -523,8 +525,8 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     if not primary.tables_ready:
         raise DatabaseUnavailable("the tables are not up to date yet")
     database = primary.for_reading() if request.method in _READING else primary
+    session = Session(database, primary)
     async with database.gate:
-        session = Session(database, primary)
         with database.watched():
             try:
                 yield session

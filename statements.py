@@ -64,13 +64,12 @@ class Statement:
     async def _run_alone(self, session: Session, values: Mapping[str, object]) -> Rows:
         database, primary = session.database, session.primary
         if database is not primary:
-            began = time.monotonic()
             try:
                 with database.watched():
                     return await self._run_on(database, values)
             except (DatabaseUnavailable, asyncpg.PostgresError):
                 # What the replica lacks, such as a new column, the primary has already.
-                if time.monotonic() - began > AT_ONCE:
+                if time.monotonic() - session.began > AT_ONCE:
                     raise
             async with primary.gate:
                 with primary.watched():

@@ -334,6 +334,9 @@ class Database:
             with database_errors():
                 yield
         except DatabaseUnavailable as error:
+            if error.is_noted:  # By the primary, to which a replica's request went on.
+                raise
+            error.is_noted = True
             self.seen_working = False
             at_once = self.asked_at_once_when_late and isinstance(error.__cause__, _TOO_LATE)
             self._failed_at = float("-inf") if at_once else time.monotonic()
@@ -349,13 +352,18 @@ class Database:
         """Whether its tables are there and it was last seen working."""
         return self.tables_ready and await self.serves()
 
+    @property
+    def is_worth_asking(self) -> bool:
+        """Whether it was last seen failing, and not just now."""
+        return not self.seen_working and time.monotonic() - self._failed_at >= PROBE_INTERVAL
+
     async def serves(self) -> bool:
         """Whether it was last seen working.
 
         It is asked only after it was seen failing, and not often, so that a database that is
         suspended while nobody needs it is left asleep.
         """
-        if not self.seen_working and time.monotonic() - self._failed_at >= PROBE_INTERVAL:
+        if self.is_worth_asking:
             self._failed_at = time.monotonic()  # Other probes need not ask meanwhile.
             with suppress(DatabaseUnavailable):
                 async with self.gate:
@@ -392,17 +400,23 @@ class Database:
             await patient.dispose()
 
     async def checkout(self) -> PoolProxiedConnection:
-        """A connection from the pool, to be given back by `checkin`. Raises driver errors.
+        """A connection from the pool, to be given back by `checkin`.
 
         SQLAlchemy takes it in a greenlet, in case it has to wait. That costs more than the
-        statement that is to come, so what is at hand is taken without one.
+        statement that is to come, so what is at hand is taken without one. Raises driver errors,
+        and InvalidRequestError when connections break as soon as they are made.
         """
         pool = cast(AsyncAdaptedQueuePool, self.engine.sync_engine.pool)
         if self.is_postgresql and pool.checkedin():
-            with suppress(_MustWait):  # It is dead, and another has to be made.
+            # With the connection at hand dead, the pool has to make another.
+            with suppress(_MustWait):
                 pooled = pool.connect()
-                if not (_has_idled(pooled.info) and await _is_mute(pooled.driver_connection)):
-                    return pooled
+                try:
+                    if not (_has_idled(pooled.info) and await _is_mute(pooled.driver_connection)):
+                        return pooled
+                except BaseException:  # Cancelled, with the answer still to come.
+                    pooled.invalidate()
+                    raise
                 pooled.invalidate()
         return await self.engine.raw_connection()
 
@@ -449,8 +463,9 @@ class Replicated(Database):
     def for_reading(self) -> Database:
         if self.replica.seen_working:
             return self.replica
-        # The replica's work, so that it ends before its connections are closed.
-        self.replica.in_background(self.replica.serves())
+        if self.replica.is_worth_asking:
+            # The replica's work, so that it ends before its connections are closed.
+            self.replica.in_background(self.replica.serves())
         return self
 
     async def close(self) -> None:
@@ -483,11 +498,11 @@ class Session(AsyncSession):
         # Where a Statement goes when the database, as a replica, fails it at once.
         self.primary = primary or database
         # When its request began to wait for the database.
-        self.began = time.monotonic()
+        self.waiting_since = time.monotonic()
 
     def __getattr__(self, name: str) -> Any:
         """Called for what is missing, and until then all that SQLAlchemy keeps here is."""
-        if "sync_session" in vars(self):
+        if "sync_session" in vars(self) or "database" not in vars(self):
             raise AttributeError(name)
         super().__init__(self.database.engine, expire_on_commit=False)
         return getattr(self, name)

@@ -131,6 +131,9 @@ class Unavailable(ServiceError):
 class DatabaseUnavailable(Unavailable):
     """The database can't be reached, has no connection to spare, or did not answer in time."""
 
+    # Whether the database that is meant has been told: db.Database.watched.
+    is_noted = False
+
 
 class KeysUnavailable(Unavailable):
     """Better Auth's keys can't be had; the token may be good, so it is not called invalid."""
@@ -180,8 +183,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _methods_of_path(request: Request) -> set[str]:
     methods: set[str] = set()
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     for route in iter_route_contexts(request.app.routes):
-        if route.methods and route.path_regex.match(request.scope["path"]):
+        if route.methods and route.path_regex.match(path):
             methods |= route.methods
     return methods
 

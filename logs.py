@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
 
+from uvicorn.config import LOGGING_CONFIG
 from uvicorn.logging import AccessFormatter, DefaultFormatter
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
@@ -16,15 +17,16 @@ current_request_id: ContextVar[str] = ContextVar("current_request_id", default="
 OUTAGE_QUIET = 1.0
 
 _LINE = "%(levelprefix)s [%(request_id)s] %(message)s"
+_UVICORN_FORMATS = [formatter["fmt"] for formatter in LOGGING_CONFIG["formatters"].values()]
 _ACCESS_LINE = (
     '%(levelprefix)s [%(request_id)s] %(client_addr)s - "%(request_line)s" %(status_code)s'
 )
 
 
 class PlainAccessFormatter(AccessFormatter):
-    """uvicorn's formatter for a log that is no terminal: the same line at a third of the price.
+    """uvicorn's formatter for a log that is no terminal: the same line.
 
-    There is a line to every request, and uvicorn copies the record twice for the sake of colours.
+    There is one to every request, and uvicorn copies the record twice for the sake of colours.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
@@ -69,13 +71,15 @@ def request_ids_in_logs() -> Iterator[None]:
 
 
 def _with_request_id(formatter: logging.Formatter | None) -> logging.Formatter | None:
-    """What takes the place of a formatter of uvicorn's own; None for any other."""
+    """What takes the place of a formatter as uvicorn sets it up; None for any other."""
+    if getattr(formatter, "_fmt", None) not in _UVICORN_FORMATS:
+        return None
     if type(formatter) is DefaultFormatter:
         return DefaultFormatter(_LINE, use_colors=formatter.use_colors)
     if type(formatter) is AccessFormatter:
         if formatter.use_colors:
             return AccessFormatter(_ACCESS_LINE, use_colors=True)
-        return PlainAccessFormatter()
+        return PlainAccessFormatter(use_colors=False)
     return None
 
 

@@ -81,6 +81,7 @@ class rfc3339(FunctionElement[str]):  # named as a SQL function would be
     """SQL: `rfc3339(instant)` is the instant as clients see it, UTC with six digits of a second.
 
     Written by the database, which spares the service to take it apart and put it together again.
+    For the years 1 to 9999; PostgreSQL's infinity is NULL.
     """
 
     type = String()
@@ -96,8 +97,13 @@ def _rfc3339_postgresql(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> s
 @compiles(rfc3339, "sqlite")
 def _rfc3339_sqlite(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
     instant = compiler.process(element.clauses, **kw)
-    # Text of UTCDateTime's form, or of CURRENT_TIMESTAMP's, which has no fraction.
-    return f"substr(replace({instant}, ' ', 'T') || '.000000', 1, 26) || 'Z'"
+    # UTCDateTime's form, or any other that SQLite understands, such as an older service may have
+    # written: its own function knows them, but only milliseconds.
+    return (
+        f"CASE WHEN {instant} GLOB '????-??-??[ T]??:??:??.{'[0-9]' * 6}' "
+        f"THEN replace({instant}, ' ', 'T') "
+        f"ELSE strftime('%Y-%m-%dT%H:%M:%f', {instant}) || '000' END || 'Z'"
+    )
 
 
 class User(SQLModel, table=True):

@@ -69,7 +69,7 @@ class Statement:
                     return await self._run_on(database, values)
             except (DatabaseUnavailable, asyncpg.PostgresError):
                 # What the replica lacks, such as a new column, the primary has already.
-                if time.monotonic() - session.began > AT_ONCE:
+                if time.monotonic() - session.waiting_since > AT_ONCE:
                     raise
             async with primary.gate:
                 with primary.watched():
@@ -151,7 +151,7 @@ class _Compiled:
             for name, convert in self._arguments
         ]
         found = await self._execute(connection, self._sql, arguments)
-        # As many as there are columns; to have that checked takes half as long again.
+        # The SQL names these columns and no others; to have that checked takes half as long again.
         rows = [dict(zip(self._columns, row, strict=False)) for row in found]
         for name, convert in self._converters:
             for row in rows:

@@ -117,9 +117,9 @@ class KeySet:
     async def _replace_keys(self) -> None:
         import httpx
 
-        if self._client is None:
-            self._client = httpx.AsyncClient(timeout=FETCH_TIMEOUT, follow_redirects=False)
         try:
+            if self._client is None:
+                self._client = httpx.AsyncClient(timeout=FETCH_TIMEOUT, follow_redirects=False)
             keys = _usable_keys(await self._download(self._client))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError) as error:
             self._failing = True

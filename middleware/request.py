@@ -42,7 +42,7 @@ class RequestMiddleware:
         await self.app(_with_whole_segments(scope), receive, send_with_headers)
 
     def _fresh_request_id(self) -> bytes:
-        return f"{self._process}-{next(self._numbers)}".encode()
+        return f"{self._process}-{next(self._numbers):08x}".encode()
 
 
 def _sent_request_id(scope: Scope) -> bytes | None:

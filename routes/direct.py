@@ -32,6 +32,11 @@ class DirectRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
+        if (
+            not {field.alias for field in self.dependant.path_params}
+            <= self.param_convertors.keys()
+        ):
+            raise TypeError(f"{endpoint} takes the path in a form that a DirectRoute can't give")
         self._first_step = _endpoint_step(self.dependant)
         # What several parameters ask for is given once.
         dependencies = {d.call: d for d in self.dependant.dependencies}
@@ -40,7 +45,7 @@ class DirectRoute(APIRoute):
         self.app = self._respond
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["app"].dependency_overrides:
+        if getattr(scope["app"], "dependency_overrides", None):
             self.dependency_overrides_provider = scope["app"]
             await request_response(self.get_route_handler())(scope, receive, send)
             return
@@ -93,6 +98,8 @@ def _dependency_step(dependency: Dependant, step: Step) -> Step:
     call: Any = dependency.call
     if not dependency.request_param_name or len(inspect.signature(call).parameters) != 1:
         raise TypeError(f"{call} takes more than the request, which a DirectRoute can't give")
+    if not dependency.use_cache:
+        raise TypeError(f"{call} is to be called for each who asks, which a DirectRoute can't do")
 
     async def after(request: Request, solved: Given) -> Response:
         solved[call] = await call(request)

@@ -1,7 +1,7 @@
 # [Task]: T010 [From]: specs/requirements.md
 """The six task endpoints: what each does, and the one statement it does it with.
 
-Who may call them is decided in middleware/auth.py, how a statement is run in db.py.
+Who may call them is decided in middleware/auth.py, how a statement is run in statements.py.
 """
 
 from typing import Annotated, Any

@@ -2,6 +2,8 @@
 """From a URL to rows: connections, sessions, statements and failures, on both databases."""
 
 import asyncio
+import copy
+import gc
 import logging
 import socket
 import sqlite3
@@ -796,6 +798,25 @@ class TestGetSession:
         assert in_use(database) == 0
 
 
+class TestSession:
+    async def test_is_made_when_it_is_used(self, database: Database) -> None:
+        session = Session(database)
+        await CREATE.rows(session, **new("by a statement"))
+        assert "sync_session" not in vars(session)
+        assert not session.has_begun
+        async with session:
+            [task] = (await session.exec(select_entities(Task))).all()
+            assert session.has_begun
+            assert task in session
+            await session.rollback()
+            assert not session.has_begun
+        assert session.bind is database.engine
+
+    async def test_lacks_what_a_session_lacks(self, database: Database) -> None:
+        for session in (Session(database), copy.copy(Session(database))):
+            assert not hasattr(session, "query")
+
+
 class TestStatement:
     async def test_rows_have_one_form_on_both_databases(self, database: Database) -> None:
         now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
@@ -977,6 +998,31 @@ class TestPostgreSQLFailures:
         async with Session(database) as session:
             assert len((await session.exec(select_entities(Task))).all()) == 4
 
+    async def test_request_given_up_while_an_idle_connection_is_asked_leaves_nothing(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        asked = asyncio.Event()
+
+        async def never_answers(_connection: object) -> bool:
+            asked.set()
+            await asyncio.Event().wait()
+            return False
+
+        await LIST.rows(Session(database), owner="alice")
+        monkeypatch.setattr("db.IDLE_BEFORE_PING", -1.0)
+        monkeypatch.setattr("db._is_mute", never_answers)
+        waiting = asyncio.create_task(LIST.rows(Session(database), owner="alice"))
+        await asked.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        del waiting
+        gc.collect()  # Which would complain of a connection that nobody has given back.
+        assert in_use(database) == 0
+        assert caplog.records == []
+        monkeypatch.undo()
+        assert await LIST.rows(Session(database), owner="alice") == []
+
     async def test_killed_connection_is_replaced_in_a_session(
         self, database: Database, database_url: str
     ) -> None:
@@ -1144,6 +1190,16 @@ class TestReplica:
             finally:
                 if "DATABASE" in fault:
                     await execute(postgresql_url, "ALTER DATABASE away RENAME TO replica")
+
+    async def test_is_not_blamed_for_its_primary(
+        self, postgresql_url: str, replica_url: str
+    ) -> None:
+        async with replicated(postgresql_url, replica_url) as database:
+            with pytest.raises(DatabaseUnavailable), database.replica.watched():
+                with database.watched():
+                    raise ConnectionRefusedError
+            assert database.replica.seen_working
+            assert not database.seen_working
 
     async def test_that_fails_late_leaves_no_time_for_another(
         self, postgresql_url: str, replica_url: str, caplog: pytest.LogCaptureFixture

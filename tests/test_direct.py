@@ -6,8 +6,19 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    Header,
+    Path,
+    Query,
+    Request,
+    Response,
+)
 from pydantic import BaseModel
+from starlette.applications import Starlette
 
 from main import app as service
 from routes.direct import DirectRoute
@@ -180,11 +191,20 @@ class TestDirectRoute:
 
         def blocking(request: Request) -> None: ...
 
+        async def fine(request: Request) -> None: ...
+
         async def with_a_body(body: Body) -> Response: ...  # type: ignore[empty-body]
 
         async def with_background_tasks(tasks: BackgroundTasks) -> Response: ...  # type: ignore[empty-body]
 
         async def with_a_model() -> Body: ...  # type: ignore[empty-body]
+
+        async def with_a_whole_path(path: Annotated[Body, Path()]) -> Response: ...  # type: ignore[empty-body]
+
+        async def with_a_fresh_one(
+            fresh: Annotated[None, Depends(fine, use_cache=False)],
+        ) -> Response:
+            return Response()
 
         async def good() -> Response: ...  # type: ignore[empty-body]
 
@@ -194,4 +214,17 @@ class TestDirectRoute:
         for dependency in (chained, lasting, blocking):
             with pytest.raises(TypeError, match=dependency.__name__):
                 direct(good, dependencies=[Depends(dependency)])
-        assert direct(good).routes
+        with pytest.raises(TypeError, match="with_a_whole_path"):
+            direct(with_a_whole_path, "/{title}")
+        with pytest.raises(TypeError, match="each who asks"):
+            direct(with_a_fresh_one)
+        assert direct(good, dependencies=[Depends(fine)]).routes
+
+    async def test_serves_in_an_app_that_is_not_fastapis(self) -> None:
+        async def endpoint() -> Response:
+            return Response("fine")
+
+        app = Starlette(routes=direct(endpoint).routes)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            assert (await http.get("/")).text == "fine"

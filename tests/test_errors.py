@@ -188,6 +188,15 @@ class TestHTTPErrors:
             assert response.headers["access-control-allow-origin"] == ORIGIN
 
 
+async def test_405_allows_the_same_below_a_root_path() -> None:
+    # As `uvicorn --root-path /v1` has it, behind a proxy that takes the prefix off.
+    transport = httpx.ASGITransport(main_app, root_path="/v1")
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.put("/v1/api/alice/tasks")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "GET, POST"
+
+
 SECRETIVE = "hunter2"
 
 

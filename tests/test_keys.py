@@ -908,6 +908,18 @@ class TestFetch:
         assert_verdict(await ask(client, issuer.token()), GOOD)
         assert len(server.fetches) == 1
 
+    async def test_that_can_not_be_set_up_is_tried_again(
+        self,
+        client: httpx.AsyncClient,
+        issuer: Issuer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        set_cooldown(monkeypatch, 0.0)
+        monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+        assert_unavailable(await ask(client, issuer.token()))
+        monkeypatch.delenv("SSL_CERT_FILE")
+        assert_verdict(await ask(client, issuer.token()), GOOD)
+
     async def test_is_one_for_all_who_wait(
         self, client: httpx.AsyncClient, server: KeyServer, issuer: Issuer
     ) -> None:

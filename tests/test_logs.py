@@ -130,6 +130,15 @@ class TestUvicorn:
             f'INFO:     [{request_id}] 127.0.0.1:5 - "GET /health HTTP/1.1" 200 OK\n'
         )
 
+    def test_access_lines_have_no_colours_unless_asked_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handler, stream = uvicorn_handler("access")
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        with handlers_of("uvicorn.access", handler) as access, request_ids_in_logs():
+            access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", "/health", "1.1", 200)
+        assert "\x1b" not in stream.getvalue()
+
     def test_colours_stay_as_they_were(self) -> None:
         handler, stream = uvicorn_handler("default")
         handler.setFormatter(DefaultFormatter("%(levelprefix)s %(message)s", use_colors=True))
@@ -137,6 +146,13 @@ class TestUvicorn:
             logger.info("hello")
         assert "\x1b[32mINFO\x1b[0m" in stream.getvalue()
         assert "[-] hello" in stream.getvalue()
+
+    def test_format_of_an_operator_stays_as_it_was(self) -> None:
+        handler, stream = uvicorn_handler("default")
+        handler.setFormatter(DefaultFormatter("mine: %(message)s", use_colors=False))
+        with handlers_of("uvicorn", handler) as logger, request_ids_in_logs():
+            logger.info("hello")
+        assert stream.getvalue() == "mine: hello\n"
 
     @pytest.mark.parametrize("name", ["uvicorn", "uvicorn.access"])
     def test_foreign_formatter_is_left_alone(self, name: str) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import String, bindparam, cast, make_url, select, text
+from sqlalchemy import String, bindparam, cast, literal, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel import SQLModel
@@ -297,10 +297,26 @@ class TestRfc3339:
             await connection.execute(text("SET TIME ZONE 'Asia/Tokyo'"))
         assert await connection.scalar(select(rfc3339(NOW)), {"now": instant}) == written
 
-    async def test_understands_what_sqlite_itself_writes(self, session: AsyncSession) -> None:
-        connection = await session.connection()
-        written = await connection.scalar(select(rfc3339(text("CURRENT_TIMESTAMP"))))
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", str(written))
+    @pytest.mark.parametrize(
+        ("kept", "written"),
+        [
+            ("2024-01-02 03:04:05.678901", "2024-01-02T03:04:05.678901Z"),
+            ("2024-01-02T03:04:05.678901", "2024-01-02T03:04:05.678901Z"),
+            ("2024-01-02 03:04:05", "2024-01-02T03:04:05.000000Z"),  # CURRENT_TIMESTAMP
+            ("2024-01-02 03:04:05.678", "2024-01-02T03:04:05.678000Z"),
+            ("2024-01-02T03:04:05.678Z", "2024-01-02T03:04:05.678000Z"),  # JavaScript
+            ("2024-01-02 03:04:05+02:00", "2024-01-02T01:04:05.000000Z"),
+            ("2024-01-02 03:04", "2024-01-02T03:04:00.000000Z"),
+            ("2024-01-02", "2024-01-02T00:00:00.000000Z"),
+        ],
+    )
+    async def test_is_the_same_for_every_form_that_sqlite_understands(
+        self, kept: str, written: str
+    ) -> None:
+        engine = create_async_engine("sqlite+aiosqlite://")
+        async with engine.connect() as connection:
+            assert await connection.scalar(select(rfc3339(literal(kept)))) == written
+        await engine.dispose()
 
 
 class TestAdvance:

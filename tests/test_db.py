@@ -1195,9 +1195,12 @@ class TestReplica:
         self, postgresql_url: str, replica_url: str
     ) -> None:
         async with replicated(postgresql_url, replica_url) as database:
-            with pytest.raises(DatabaseUnavailable), database.replica.watched():
-                with database.watched():
-                    raise ConnectionRefusedError
+            with (
+                pytest.raises(DatabaseUnavailable),
+                database.replica.watched(),
+                database.watched(),
+            ):
+                raise ConnectionRefusedError
             assert database.replica.seen_working
             assert not database.seen_working
 

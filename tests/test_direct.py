@@ -202,7 +202,7 @@ class TestDirectRoute:
         async def with_a_whole_path(path: Annotated[Body, Path()]) -> Response: ...  # type: ignore[empty-body]
 
         async def with_a_fresh_one(
-            fresh: Annotated[None, Depends(fine, use_cache=False)],
+            fresh: Annotated[None, Depends(fine, use_cache=False)],  # noqa: ARG001
         ) -> Response:
             return Response()
 

@@ -11,8 +11,8 @@ import secrets
 import sqlite3
 import ssl
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, cast
 
 import asyncpg
@@ -327,21 +327,19 @@ class Database:
         self._outage = Outage(logger, self.outage)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> "_Watch":
         """Around what asks the database: what database_errors does, and note its failures."""
-        try:
-            with database_errors():
-                yield
-        except DatabaseUnavailable as error:
-            if error.is_noted:  # By the primary, to which a replica's request went on.
-                raise
-            error.is_noted = True
-            self.seen_working = False
-            at_once = self.asked_at_once_when_late and isinstance(error.__cause__, _TOO_LATE)
-            self._failed_at = float("-inf") if at_once else time.monotonic()
-            self._outage.begins(str(error).replace(Database.setting, self.setting))
-            raise
+        return _Watch(self)
+
+    def fails(self, error: DatabaseUnavailable) -> None:
+        """Note that it has not answered, unless that has been noted of another."""
+        if error.is_noted:  # By the primary, to which a replica's request went on.
+            return
+        error.is_noted = True
+        self.seen_working = False
+        at_once = self.asked_at_once_when_late and isinstance(error.__cause__, _TOO_LATE)
+        self._failed_at = float("-inf") if at_once else time.monotonic()
+        self._outage.begins(str(error).replace(Database.setting, self.setting))
 
     def works(self) -> None:
         """Note that it has answered."""
@@ -600,24 +598,41 @@ _TOO_LATE = (TimeoutError, asyncpg.QueryCanceledError, asyncpg.LockNotAvailableE
 _FOREIGN_KEY_VIOLATION = "23503"
 
 
-@contextmanager
-def database_errors() -> Iterator[None]:
+class database_errors:  # a class, since every request passes three of them
     """Turn a driver's failure to serve into DatabaseUnavailable; a bug of ours stays what it is.
 
     A task for a user who is no longer there is InvalidToken: the token has outlived its user.
     """
-    try:
-        yield
-    except DRIVER_ERRORS as error:
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if not isinstance(error, DRIVER_ERRORS):
+            return
         cause = error.orig if isinstance(error, DBAPIError) else error
         if getattr(cause, "sqlstate", None) == _FOREIGN_KEY_VIOLATION:
             raise InvalidToken("its user has been deleted") from error
         reason = _reason(cause)
         if reason is None:
-            raise
+            return
         # The first line: what comes after it is asyncpg's advice.
         said = str(cause).partition("\n")[0]
         raise DatabaseUnavailable(f"{reason} ({type(cause).__name__}: {said})") from error
+
+
+class _Watch(database_errors):
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __exit__(self, type_: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            super().__exit__(type_, error, traceback)
+        except DatabaseUnavailable as unavailable:
+            self._database.fails(unavailable)
+            raise
+        if isinstance(error, DatabaseUnavailable):
+            self._database.fails(error)
 
 
 def _reason(cause: BaseException | None) -> str | None:

@@ -15,6 +15,10 @@ class PlainStartupErrors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+
         async def send_plainly(message: Message) -> None:
             # Starlette sends this one while it handles the exception.
             error = sys.exception()
@@ -22,4 +26,4 @@ class PlainStartupErrors:
                 message = {**message, "message": str(error)}
             await send(message)
 
-        await self.app(scope, receive, send_plainly if scope["type"] == "lifespan" else send)
+        await self.app(scope, receive, send_plainly)

@@ -29,7 +29,7 @@ class PlainAccessFormatter(AccessFormatter):
     There is one to every request, and uvicorn copies the record twice for the sake of colours.
     """
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:
         client, method, path, version, status = cast(tuple[Any, ...], record.args)
         return (
             f"{record.levelname + ':':<9} [{getattr(record, 'request_id', '-')}] "

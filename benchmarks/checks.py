@@ -15,8 +15,8 @@ _ID = re.compile(rb'"id":\d+')
 
 
 async def check_answers(database: Database, servers: Sequence[Running]) -> None:
-    """Raises RuntimeError if one differs from the first in a status, or in a byte of a body that
-    is not the clock's or the sequence's.
+    """Raises RuntimeError if one differs from the first in a status, a header of CONTRACT_HEADERS,
+    or a byte of a body that is not the clock's or the sequence's.
     """
     for operation in SINGLE_OPERATIONS:
         request = database.requests(operation)[0]
@@ -43,12 +43,12 @@ async def _answer(
 ) -> Answer:
     await database.stage(operation)
     with server.client() as client:
-        status, body = client.ask(request)
+        status, body, headers = client.ask(request)
     if request.method != "GET":
         body = _TIME.sub(b'"TIME"', body)
     if operation is POST:
         body = _ID.sub(b'"id":1', body)
-    return Answer(status, body)
+    return Answer(status, body, headers)
 
 
 def _compare(what: str, servers: Sequence[Running], answers: Sequence[Answer]) -> None:

@@ -37,12 +37,17 @@ USUAL = Contestant("the usual way", (*_UVICORN, "usual:app", "--app-dir", str(RO
 FASTIFY = Contestant("Fastify + pg", ("node", str(ROOT / "benchmarks/fastify/server.js")))
 FLOOR = Contestant("the floor", (*_UVICORN, "floor:app", "--app-dir", str(ROOT / "benchmarks")))
 
+# What every answer has to carry, beside what its status calls for.
+CONTRACT_HEADERS = ("X-Request-ID", "X-Content-Type-Options", "Cache-Control")
+
 CONTESTANTS = (OURS, USUAL, FASTIFY, FLOOR)
 
 
 class Answer(NamedTuple):
     status: int
     body: bytes
+    # Of the contract's headers.
+    headers: dict[str, str | None]
 
 
 class Client:
@@ -52,14 +57,15 @@ class Client:
         self.connection = connection
 
     def ask(self, request: Request, *, authorized: bool = True) -> Answer:
-        headers = {}
+        headers = {"X-Request-ID": "the-id-of-a-check"}
         if authorized:
             headers["Authorization"] = authorization(request.user)
         if request.body is not None:
             headers["Content-Type"] = "application/json"
         self.connection.request(request.method, request.url, request.text or None, headers)
         response = self.connection.getresponse()
-        return Answer(response.status, response.read())
+        contracted = {name: response.getheader(name) for name in CONTRACT_HEADERS}
+        return Answer(response.status, response.read(), contracted)
 
 
 class Running:

@@ -6,6 +6,7 @@
 
 import json
 import os
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -32,6 +33,8 @@ COMPLETE = f"""
 """
 DELETE = "DELETE FROM task WHERE user_id = $1 AND id = $2 RETURNING id"
 
+HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"private, no-cache"))
+
 pool: Any = None
 subjects: dict[bytes, str] = {}
 
@@ -41,20 +44,23 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
         return
+    headers = dict(scope["headers"])
+    request_id = headers.get(b"x-request-id") or os.urandom(8).hex().encode()
+    reply = partial(answer, send, request_id)
     if scope["path"] == "/health":
-        await answer(send, 200, b'{"status":"ok"}')
+        await reply(200, b'{"status":"ok"}')
         return
     _, _, user, _, *rest = scope["path"].split("/")
-    if (token := dict(scope["headers"]).get(b"authorization")) is None:
-        await answer(send, 401, b'{"detail":"Missing authorization token"}')
+    if (token := headers.get(b"authorization")) is None:
+        await reply(401, b'{"detail":"Missing authorization token"}')
         return
     if subject(token) != user:
-        await answer(send, 403, b'{"detail":"Access denied"}')
+        await reply(403, b'{"detail":"Access denied"}')
         return
     match scope["method"], *rest:
         case ["GET"]:
             rows = await pool.fetch(LIST, user)
-            await answer(send, 200, to_json([dict(row) for row in rows]))
+            await reply(200, to_json([dict(row) for row in rows]))
             return
         case ["POST"]:
             status, row = 201, await pool.fetchrow(CREATE, user, *await fields(receive))
@@ -68,9 +74,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         case ["DELETE", task_id]:
             status, row = 204, await pool.fetchrow(DELETE, user, int(task_id))
     if row is None:
-        await answer(send, 404, b'{"detail":"Task not found"}')
+        await reply(404, b'{"detail":"Task not found"}')
     else:
-        await answer(send, status, b"" if status == 204 else to_json(dict(row)))
+        await reply(status, b"" if status == 204 else to_json(dict(row)))
 
 
 async def lifespan(receive: Any, send: Any) -> None:
@@ -106,8 +112,8 @@ async def fields(receive: Any, *, completed: bool | None = False) -> list[Any]:
     return [sent.get("title"), sent.get("description"), sent.get("completed", completed)]
 
 
-async def answer(send: Any, status: int, body: bytes) -> None:
+async def answer(send: Any, request_id: bytes, status: int, body: bytes) -> None:
     headers = [(b"content-length", b"%d" % len(body))] if status != 204 else []
-    headers.append((b"content-type", b"application/json"))
+    headers += [(b"content-type", b"application/json"), (b"x-request-id", request_id), *HEADERS]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

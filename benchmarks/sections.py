@@ -96,10 +96,10 @@ def _over_link(
             for request in islice(requests, LINK_REQUESTS):
                 before = proxy.round_trips
                 began = time.perf_counter()
-                status, body = client.ask(request)
+                answer = client.ask(request)
                 times.append((time.perf_counter() - began) * 1e3)
-                if status >= 300:
-                    raise RuntimeError(f"{operation.name} over the link: {status} {body!r}")
+                if answer.status >= 300:
+                    raise RuntimeError(f"{operation.name} over the link: {answer}")
                 # What comes after the answer, such as the end of a transaction, is waited for too.
                 time.sleep(4 * LINK)
                 round_trips.append(proxy.round_trips - before)

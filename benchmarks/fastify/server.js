@@ -2,6 +2,7 @@
 // The same API on Fastify, written as its documentation recommends: schemas for what comes in and
 // goes out, verified tokens cached, one named prepared statement a request.
 
+import { randomUUID } from "node:crypto";
 import cors from "@fastify/cors";
 import jwt from "@fastify/jwt";
 import Fastify from "fastify";
@@ -21,9 +22,19 @@ const pool = new pg.Pool({ connectionString: DATABASE_URL, max: 10, options: "-c
 pool.on("error", (error) => app.log.error(error));
 
 // One line a request, as uvicorn's access log has, in place of Fastify's two.
-const app = Fastify({ logger: true, disableRequestLogging: true });
+const app = Fastify({
+  logger: true,
+  disableRequestLogging: true,
+  requestIdHeader: "x-request-id",
+  genReqId: () => randomUUID(),
+});
+app.addHook("onRequest", async (request, reply) => {
+  reply.header("x-request-id", request.id);
+  reply.header("x-content-type-options", "nosniff");
+  reply.header("cache-control", "private, no-cache");
+});
 app.addHook("onResponse", async (request, reply) => {
-  app.log.info(`${request.ip} - "${request.method} ${request.url}" ${reply.statusCode}`);
+  request.log.info(`${request.ip} - "${request.method} ${request.url}" ${reply.statusCode}`);
 });
 
 app.register(cors, {

@@ -69,6 +69,7 @@ format: $(BIN)/.ready ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what was installed, but neither .env nor the tasks
+	rm -rf benchmarks/fastify/node_modules examples/better-auth/node_modules
 	rm -rf .venv .uv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 
 .env: | $(BIN)/.ready

@@ -236,8 +236,18 @@ def _create_engine(settings: Settings, statement_timeout: float | None) -> Async
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:
+    deadline = time.monotonic() + POOL_GRACE
     cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # Another process makes the same file. For this, SQLite does not wait by itself.
+            if _sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            await_(asyncio.sleep(0.01))
+    for pragma in ("synchronous = FULL", "foreign_keys = ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -139,3 +139,17 @@ class TestReadme:
             assert self.without_times(actual.strip()) == self.without_times(expected.strip()), (
                 command
             )
+
+
+class TestFigures:
+    """What the README says of speed was measured: its tables are those of the last full run."""
+
+    @pytest.mark.parametrize("results", ["bench.md", "growth.md"])
+    def test_are_the_recorded_ones(self, results: str) -> None:
+        recorded = set((ROOT / "benchmarks/results" / results).read_text().splitlines())
+        section = (ROOT / "README.md").read_text().partition("\n## How fast it is\n")[2]
+        before, _, after = section.partition("`make bench-growth`")
+        told = before if results == "bench.md" else after.partition("\n## ")[0]
+        tables = {line for line in told.splitlines() if line.startswith("|")}
+        assert len(tables) >= 7
+        assert tables <= recorded

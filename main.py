@@ -7,7 +7,7 @@ UnhandledErrors     a bug becomes a 500             errors.py
 DirectRoute         calls what follows              routes/direct.py
 verify_user_access  may it?                         middleware/auth.py
 an endpoint         what is done                    routes/tasks.py
-a Statement         how it is kept                  statements.py, db.py
+a Statement         how it is kept                  statements.py, connections.py
 """
 
 import signal

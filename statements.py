@@ -14,8 +14,10 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db import DRIVER_ERRORS, Database, Session, database_errors, nothing_sent
+from connections import checkin, checkout
+from db import Database, Session
 from errors import DatabaseUnavailable
+from failures import DRIVER_ERRORS, database_errors, nothing_sent
 
 # The connection broke while the statement ran: it may have been done.
 _CONNECTION_LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)
@@ -97,7 +99,7 @@ class Statement:
 
     async def _try_on(self, database: Database, values: Mapping[str, object]) -> Rows:
         try:
-            pooled = await database.checkout()
+            pooled = await checkout(database.engine)
         except InvalidRequestError as error:  # The pool has tried several.
             raise DatabaseUnavailable("connections break as soon as they are made") from error
         connection: Any = pooled.driver_connection
@@ -111,9 +113,9 @@ class Statement:
                 # Cut off half-way: what its answer is must be known before it is used again.
                 database.in_background(_recover(database, pooled))
             else:
-                await database.checkin(pooled)
+                await checkin(database.engine, pooled)
             raise
-        await database.checkin(pooled)
+        await checkin(database.engine, pooled)
         return rows
 
     def _for(self, dialect: Dialect) -> "_Compiled":
@@ -183,4 +185,4 @@ async def _recover(database: Database, pooled: PoolProxiedConnection) -> None:
     except DRIVER_ERRORS:
         connection.terminate()
     finally:
-        await database.checkin(pooled)
+        await checkin(database.engine, pooled)

@@ -13,8 +13,9 @@ from pathlib import Path
 from sqlalchemy import Connection, column, event, inspect, select, table, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from db import Database, database_errors
+from db import Database
 from errors import DatabaseUnavailable
+from failures import database_errors
 
 logger = logging.getLogger("tasks.tables")
 

@@ -8,9 +8,11 @@ from tempfile import TemporaryDirectory
 import asyncpg
 import httpx
 import pytest
+from databases import opened
 from postgresql import PostgreSQL
 from support import SECRET, Caller
 
+from db import Database
 from main import app
 from settings import Settings
 
@@ -68,6 +70,12 @@ async def client(
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
         yield client
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with opened(database_url) as database:
+        yield database
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pydantic import SecretStr, ValidationError
 from support import SECRET
 
 import settings
-from db import connection_arguments
+from connections import connection_arguments
 from settings import Settings, SettingsError, get_settings
 
 ROOT = Path(settings.__file__).parent

@@ -1,0 +1,117 @@
+# [Task]: T009 [From]: specs/design.md
+"""What drivers raise, told apart: the database does not serve, or there is a bug of ours.
+
+What becomes of either is in errors.py.
+"""
+
+import sqlite3
+import ssl
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from errors import DatabaseUnavailable, InvalidToken
+
+# Not all of SQLAlchemyError: most of those are bugs.
+DRIVER_ERRORS = (
+    DBAPIError,
+    PoolTimeoutError,
+    EmulatedDBAPIException,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    sqlite3.Error,
+    OSError,  # Refused, unknown host, TLS; TimeoutError is one.
+)
+_POOLER_HINT = (
+    "the pooler in front of the database loses prepared statements: "
+    "add statement_cache_size=0 to the parameters of DATABASE_URL"
+)
+# What a SQLSTATE that begins so means to an operator; with any other, the database does serve.
+_REASONS = {
+    "0A000": "its tables are being changed",
+    "08P01": "the server, or a pooler in front of it, refuses what the service asks for at log-in",
+    "08": "the connection is broken",
+    "25006": "the database is read-only",
+    "26000": _POOLER_HINT,
+    "28P01": "the password in DATABASE_URL is wrong",
+    "28": "the server refuses the user of DATABASE_URL",
+    "40": "the statement had to give way, on a replica to what its primary has changed",
+    "3D000": "DATABASE_URL names a database that does not exist",
+    "3F000": "the user of DATABASE_URL may use no schema to keep the table task in",
+    "42501": "the user of DATABASE_URL lacks a privilege on the table task or its schema",
+    "42P01": "there is no table task yet",
+    "42P05": _POOLER_HINT,
+    "53300": "the server is out of connections",
+    "53": "the server is out of resources",
+    "55P03": "the row or table is locked",
+    "57014": "the statement took too long",
+    "57": "the server is starting or stopping",
+}
+# The one foreign key is the owner's: see tables.py.
+_FOREIGN_KEY_VIOLATION = "23503"
+
+
+class database_errors:  # a class, since every request passes three of them
+    """Turn a driver's failure to serve into DatabaseUnavailable; a bug of ours stays what it is.
+
+    A task for a user who is no longer there is InvalidToken: the token has outlived its user.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if not isinstance(error, DRIVER_ERRORS):
+            return
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if getattr(cause, "sqlstate", None) == _FOREIGN_KEY_VIOLATION:
+            raise InvalidToken("its user has been deleted") from error
+        reason = _reason(cause)
+        if reason is None:
+            return
+        # The first line: what comes after it is asyncpg's advice.
+        said = str(cause).partition("\n")[0]
+        raise DatabaseUnavailable(f"{reason} ({type(cause).__name__}: {said})") from error
+
+
+def _reason(cause: BaseException | None) -> str | None:
+    """Why the database does not serve, in a sentence; None if it does, and the fault is ours."""
+    state = getattr(cause, "sqlstate", None)
+    if state == "0A000" and "cached statement" not in str(cause):
+        return None
+    if state is not None:
+        return next((_REASONS[key] for key in (state, state[:2]) if key in _REASONS), None)
+    match cause:
+        case sqlite3.OperationalError() if "no such table" in str(cause):
+            return _REASONS["42P01"]
+        case sqlite3.OperationalError() if sqlite_code(cause) != sqlite3.SQLITE_ERROR:
+            return "SQLite can't open, lock or write its file"
+        case sqlite3.Error():
+            return None
+        case asyncpg.InterfaceError() | asyncpg.InternalClientError() if not nothing_sent(cause):
+            return None  # A call that the driver refuses.
+        case ssl.SSLCertVerificationError():
+            return "the server's certificate does not verify, as the sslmode of DATABASE_URL asks"
+        case TimeoutError():
+            return "it did not answer in time"
+        case _:
+            return "it can't be reached"
+
+
+def nothing_sent(error: BaseException) -> bool:
+    """Whether the driver failed before it sent anything, since the connection was at its end."""
+    match error:
+        case asyncpg.InterfaceError():
+            return "closed" in str(error)
+        case asyncpg.InternalClientError():
+            # The server's last word has been read, its end of the connection not yet.
+            return "cannot switch to state" in str(error)
+        case _:
+            return False
+
+
+def sqlite_code(error: sqlite3.Error) -> int | None:
+    """SQLite's own code; None for an error that Python raises by itself."""
+    return getattr(error, "sqlite_errorcode", None)

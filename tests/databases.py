@@ -1,0 +1,96 @@
+# [Task]: T015 [From]: specs/requirements.md
+"""An opened database, what is stored in it as another connection sees it, and rows to put there."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from typing import Any
+
+import asyncpg
+from pydantic import SecretStr
+from sqlalchemy import QueuePool
+
+from db import Database, open_database
+from models import utc_now
+from settings import Settings
+from tables import keep_tables
+
+# As a service of before the migrations made it.
+EARLIER_TABLE = {
+    "postgresql": """
+        CREATE TABLE task (
+            id SERIAL PRIMARY KEY, user_id TEXT NOT NULL, title VARCHAR(200) NOT NULL,
+            description VARCHAR(1000), completed BOOLEAN NOT NULL DEFAULT FALSE,
+            created_at TIMESTAMPTZ NOT NULL, updated_at TIMESTAMPTZ NOT NULL);
+        """,
+    "sqlite": """
+        CREATE TABLE task (
+            id INTEGER PRIMARY KEY, user_id TEXT NOT NULL, title VARCHAR(200) NOT NULL,
+            description VARCHAR(1000), completed BOOLEAN NOT NULL DEFAULT 0,
+            created_at DATETIME NOT NULL, updated_at DATETIME NOT NULL);
+        """,
+}
+
+
+def settings_for(url: str, **values: Any) -> Settings:
+    return Settings(database_url=SecretStr(url), **values)
+
+
+@asynccontextmanager
+async def opened(url: str, **values: Any) -> AsyncIterator[Database]:
+    """The database for as long as a service runs, its tables up to date."""
+    async with open_database(settings_for(url, **values)) as database:
+        await keep_tables(database)
+        yield database
+
+
+async def stored(url: str, sql: str = "SELECT title FROM task ORDER BY id") -> list[Any]:
+    """What another connection reads: the first column."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            return [row[0] for row in connection.execute(sql)]
+    connection = await asyncpg.connect(url)
+    try:
+        return [row[0] for row in await connection.fetch(sql)]
+    finally:
+        await connection.close()
+
+
+async def execute(url: str, script: str) -> None:
+    """Run and commit a script over another connection."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            connection.executescript(script)
+        return
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(script)
+    finally:
+        await connection.close()
+
+
+def in_use(database: Database) -> int:
+    """Connections that are out of the pool."""
+    pool = database.engine.pool
+    assert isinstance(pool, QueuePool)
+    return pool.checkedout()
+
+
+async def all_returned(database: Database) -> None:
+    """Wait until a connection whose statement was cut off is back in the pool."""
+    async with asyncio.timeout(5):
+        while in_use(database):
+            await stored(f"{database.settings.database_url.get_secret_value()}", "SELECT 1")
+
+
+def new(title: str, owner: str = "alice", **values: object) -> dict[str, object]:
+    """Values for CREATE."""
+    return {
+        "owner": owner,
+        "new_title": title,
+        "new_description": None,
+        "new_completed": False,
+        "now": utc_now(),
+        **values,
+    }

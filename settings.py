@@ -1,7 +1,8 @@
 # [Task]: T002 [From]: specs/requirements.md
 """The service's settings: what the environment or `.env` may say, checked and frozen.
 
-Reading happens in `get_settings()`, never at import. What a database URL means is told in connections.py.
+Reading happens in `get_settings()`, never at import. What a database URL means is told in
+connections.py.
 """
 
 import os

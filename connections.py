@@ -269,8 +269,8 @@ async def _is_mute(driver: Any) -> bool:
 async def checkout(engine: AsyncEngine) -> PoolProxiedConnection:
     """A connection from the pool, to be given back by `checkin`.
 
-    SQLAlchemy takes it in a greenlet, in case it has to wait. That costs more than the
-    statement that is to come, so what is at hand is taken without one. Raises driver errors,
+    SQLAlchemy takes it in a greenlet, in case it has to wait. That costs several times what the
+    taking does, so what is at hand is taken without one. Raises driver errors,
     and InvalidRequestError when connections break as soon as they are made.
     """
     pool = cast(AsyncAdaptedQueuePool, engine.sync_engine.pool)

@@ -130,7 +130,9 @@ def _workers(workers: Workers) -> str:
         rows.append(
             [f"{operation}, requests/s", number(before), number(after), f"{after / before:.2f}"]
         )
-    rows.append(["memory, MiB", *map(number, workers.memory.values()), ""])
+    rows.append(
+        ["memory in use, shared pages counted once, MiB", *map(number, workers.memory.values()), ""]
+    )
     rows.append(["connections to PostgreSQL", *map(str, workers.connections.values()), ""])
     head = ["", *(f"workers: {n}" for n in medians), "ratio"]
     return _titled(f"Workers, {WORKER_CONNECTIONS} connections", table(head, rows))

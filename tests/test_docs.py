@@ -13,8 +13,8 @@ from scripts.dev import write_env
 from settings import Settings, get_settings
 
 ROOT = Path(__file__).parent.parent
-HEADER = re.compile(r"(?:#|//) \[Task\]: (T\d{3}) \[From\]: (specs/[\w./-]+)")
-CODE = ("*.py", "*.js", "*.sh", "Makefile", ".ci/run")
+HEADER = re.compile(r"(?:#|//|--) \[Task\]: (T\d{3}) \[From\]: (specs/[\w./-]+)")
+CODE = ("*.py", "*.js", "*.sh", "*.lua", "Makefile", ".ci/run")
 
 
 def code_files() -> list[str]:
@@ -93,19 +93,6 @@ class TestSettings:
         secret = get_settings().better_auth_secret
         assert secret is not None
         assert len(secret.get_secret_value()) >= 32
-
-
-def readme_session() -> list[tuple[str, str]]:
-    """The README's curl session: each command and what it printed."""
-    [session] = [
-        block
-        for block in re.findall(
-            r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-        )
-        if "curl" in block
-    ]
-    steps = re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]
-    return [(command, output) for command, _, output in (step.partition("\n") for step in steps)]
 
 
 class TestReadme:

@@ -195,14 +195,14 @@ class TestPostgreSQLFailures:
     async def test_killed_connections_are_replaced(
         self, database: Database, database_url: str
     ) -> None:
+        backends = []
         async with AsyncExitStack() as held:
             for _ in range(4):
                 connection = await held.enter_async_context(database.engine.connect())
-                await connection.execute(text("SELECT 1"))
+                backends.append(await connection.scalar(text("SELECT pg_backend_pid()")))
         killed = await stored(
             database_url,
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE application_name = 'task-api'",
+            f"SELECT pg_terminate_backend(pid, 5000) FROM unnest(ARRAY{backends}) AS pid",
         )
         assert killed == [True] * 4
         results = await asyncio.gather(

@@ -32,6 +32,11 @@ async def postgresql_url(postgresql_server: PostgreSQL) -> str:
     """The URL of an empty database."""
     url = postgresql_server.url()
     connection = await asyncpg.connect(url)
+    # The server takes a moment to end what an earlier test has closed.
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE application_name = 'task-api'"
+    )
     await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     await connection.close()
     return url

@@ -8,8 +8,8 @@ statements.py, how the tables come to be in tables.py.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any
 
 import asyncpg
@@ -88,19 +88,21 @@ class Database:
         self._outage = Outage(logger, self.outage)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def watched(self) -> "_Watch":
+    @contextmanager
+    def watched(self) -> Iterator[None]:
         """Around what asks the database: what database_errors does, and note its failures."""
-        return _Watch(self)
-
-    def fails(self, error: DatabaseUnavailable) -> None:
-        """Note that it has not answered, unless that has been noted of another."""
-        if error.is_noted:  # By the primary, to which a replica's request went on.
-            return
-        error.is_noted = True
-        self.seen_working = False
-        at_once = self.asked_at_once_when_late and isinstance(error.__cause__, _TOO_LATE)
-        self._failed_at = float("-inf") if at_once else time.monotonic()
-        self._outage.begins(str(error).replace(Database.setting, self.setting))
+        try:
+            with database_errors():
+                yield
+        except DatabaseUnavailable as error:
+            if error.is_noted:  # By the primary, to which a replica's request went on.
+                raise
+            error.is_noted = True
+            self.seen_working = False
+            at_once = self.asked_at_once_when_late and isinstance(error.__cause__, _TOO_LATE)
+            self._failed_at = float("-inf") if at_once else time.monotonic()
+            self._outage.begins(str(error).replace(Database.setting, self.setting))
+            raise
 
     def works(self) -> None:
         """Note that it has answered."""
@@ -174,20 +176,6 @@ class Database:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.engine.dispose()
-
-
-class _Watch(database_errors):
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def __exit__(self, type_: object, error: BaseException | None, traceback: object) -> None:
-        try:
-            super().__exit__(type_, error, traceback)
-        except DatabaseUnavailable as unavailable:
-            self._database.fails(unavailable)
-            raise
-        if isinstance(error, DatabaseUnavailable):
-            self._database.fails(error)
 
 
 class Replicated(Database):

@@ -6,6 +6,8 @@ What becomes of either is in errors.py.
 
 import sqlite3
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException
@@ -53,24 +55,21 @@ _REASONS = {
 _FOREIGN_KEY_VIOLATION = "23503"
 
 
-class database_errors:  # a class, since every request passes three of them
+@contextmanager
+def database_errors() -> Iterator[None]:
     """Turn a driver's failure to serve into DatabaseUnavailable; a bug of ours stays what it is.
 
     A task for a user who is no longer there is InvalidToken: the token has outlived its user.
     """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if not isinstance(error, DRIVER_ERRORS):
-            return
+    try:
+        yield
+    except DRIVER_ERRORS as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         if getattr(cause, "sqlstate", None) == _FOREIGN_KEY_VIOLATION:
             raise InvalidToken("its user has been deleted") from error
         reason = _reason(cause)
         if reason is None:
-            return
+            raise
         # The first line: what comes after it is asyncpg's advice.
         said = str(cause).partition("\n")[0]
         raise DatabaseUnavailable(f"{reason} ({type(cause).__name__}: {said})") from error

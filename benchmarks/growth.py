@@ -26,9 +26,9 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import asyncpg
+from faults.stage import postgresql
 from postgresql import PostgreSQL
 from service import Service, create_database, serving
-from stage import postgresql
 from support import sign
 
 from benchmarks import ROOT

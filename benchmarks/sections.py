@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from proxy import Proxy, proxying
+from faults.proxy import Proxy, proxying
 from support import SECRET
 
 from benchmarks import ROOT, proc

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from certificates import Certificate
 from postgresql import PostgreSQL
+
+from faults.certificates import Certificate
 
 # Seconds: generous, since a busy machine is no bug.
 PATIENCE = 30.0

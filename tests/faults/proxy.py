@@ -165,12 +165,13 @@ class Proxy:
             await _end(task)
 
     async def _serve(self, client: socket.socket) -> None:
-        with client, socket.socket() as server:
-            link = _Link(client, server)
-            if self._mute:
-                link.flowing.clear()
-            self._links.add(link)
-            try:
+        server = socket.socket()
+        link = _Link(client, server)
+        if self._mute:
+            link.flowing.clear()
+        self._links.add(link)
+        try:
+            with client, server:
                 for end in (client, server):
                     end.setblocking(False)
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -180,10 +181,11 @@ class Proxy:
                         group.create_task(self._pump(link, client, server, up=True)),
                         group.create_task(self._pump(link, server, client, up=False)),
                     ]
-            except* OSError:
-                pass
-            finally:
-                self._links.discard(link)
+        except* OSError:
+            pass
+        finally:
+            # Only now that both ends have been told.
+            self._links.discard(link)
 
     async def _pump(
         self, link: "_Link", source: socket.socket, sink: socket.socket, *, up: bool

@@ -25,9 +25,10 @@ import httpx
 sys.path.append(str(Path(__file__).parents[1]))
 
 from postgresql import PostgreSQL
-from proxy import Proxy, proxying
 from service import Service, create_database
 from support import SECRET, Caller
+
+from faults.proxy import Proxy, proxying
 
 CLIENTS = 50
 POOL = 10

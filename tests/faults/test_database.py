@@ -13,9 +13,11 @@ import asyncpg
 import httpx
 import pytest
 from postgresql import PostgreSQL
-from proxy import Proxy, proxying
-from service import Service, create_database, serving
-from stage import (
+from service import Service, serving
+from support import SECRET, Caller, sign
+
+from faults.proxy import Proxy, proxying
+from faults.stage import (
     AT_ONCE,
     BOUND,
     POOL,
@@ -34,7 +36,6 @@ from stage import (
     kill_backends,
     listed,
     load,
-    postgresql,
     reads_and_writes,
     recovered,
     rows_locked,
@@ -45,56 +46,13 @@ from stage import (
     timed,
     watched,
 )
-from support import SECRET, Caller, sign
 
 MAX_CONNECTIONS = 60
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgreSQL]:
-    with postgresql(max_connections=MAX_CONNECTIONS) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def url(server: PostgreSQL) -> str:
-    return create_database(server)
-
-
-@pytest.fixture
-def empty_url(server: PostgreSQL) -> str:
-    """A database that no service has seen."""
-    return create_database(server)
-
-
-@pytest.fixture(scope="module")
-def proxy(server: PostgreSQL) -> Iterator[Proxy]:
-    with proxying(server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, url: str, proxy: Proxy) -> Iterator[Service]:
-    """The service that the tests share, and leave well. It has its database through the proxy."""
-    folder = tmp_path_factory.mktemp("service")
-    address = proxy.url(url)
-    with serving(folder, DATABASE_URL=address, DATABASE_POOL_SIZE=str(POOL)) as service:
-        yield service
-
-
-@pytest.fixture
-async def http(service: Service, proxy: Proxy) -> AsyncIterator[httpx.AsyncClient]:
-    async with service.client() as http:
-        with watched(service):
-            try:
-                yield http
-            finally:
-                proxy.restore()
-
-
-@pytest.fixture
-def alice(http: httpx.AsyncClient) -> Caller:
-    return someone(http)
+def server_settings() -> dict[str, object]:
+    return {"max_connections": MAX_CONNECTIONS}
 
 
 @pytest.fixture

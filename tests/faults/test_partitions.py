@@ -3,16 +3,14 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from postgresql import PostgreSQL
 from service import ROOT, serving
-from stage import complaints, connected, listed, postgresql, someone, watched
 
 from benchmarks.growth import PLAN_MODES, REQUESTS, Plan, create_table, plans
+from faults.stage import complaints, connected, listed, someone, watched
 
 ROWS = 10_000
 BETTER_AUTH = """
@@ -26,18 +24,6 @@ def sql_of_the_document() -> tuple[str, str]:
     document = (ROOT / "docs" / "scaling.md").read_text()
     partition, tie = re.findall(r"```sql\n(.*?)```", document, re.DOTALL)
     return partition, tie
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with TemporaryDirectory() as name:
-        yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgreSQL]:
-    with postgresql() as server:
-        yield server
 
 
 async def test_service_runs_on(server: PostgreSQL, folder: Path) -> None:

@@ -2,30 +2,15 @@
 """How PostgreSQL finds the rows of each request: by an index, in the order that is asked for."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import asyncpg
 import pytest
 from postgresql import PostgreSQL
-from stage import postgresql
 
 from benchmarks.growth import PLAN_MODES, REQUESTS, Plan, Table, create_table, plans
 
 ROWS = 200_000
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with TemporaryDirectory() as name:
-        yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgreSQL]:
-    with postgresql() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

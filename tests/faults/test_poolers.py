@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 import asyncpg
 import httpx
 import pytest
-from pgbouncer import PgBouncer, pooling
 from postgresql import PostgreSQL
 from service import PATIENCE, Service, create_database, serving
 from support import Caller
+
+from faults.pgbouncer import PgBouncer, pooling
 
 CLIENTS = 40
 SERVER_CONNECTIONS = 5

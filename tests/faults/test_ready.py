@@ -2,15 +2,16 @@
 """/health/ready: what it says of the database, and that asking it leaves the database asleep."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from postgresql import PostgreSQL
-from proxy import Proxy, proxying
-from service import Service, create_database, serving
-from stage import (
+from service import serving
+from support import Caller
+
+from faults.proxy import Proxy, proxying
+from faults.stage import (
     AT_ONCE,
     BOUND,
     POOL,
@@ -24,68 +25,18 @@ from stage import (
     complaints,
     connected,
     eventually,
-    postgresql,
     reads_and_writes,
     rows_locked,
     someone,
     statuses,
     stopped,
     timed,
-    watched,
 )
-from support import Caller
 
 # Without the cure, a probe that asks the database each time: every few seconds it wakes a compute
 # that Neon has suspended, or keeps it from ever being suspended, and its owner pays for the night;
 # in an outage, probes wait in the same line as requests. Or one that asks nothing at all, and
 # sends users to a process whose database is away.
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgreSQL]:
-    with postgresql() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def url(server: PostgreSQL) -> str:
-    return create_database(server)
-
-
-@pytest.fixture
-def empty_url(server: PostgreSQL) -> str:
-    """A database that no service has seen."""
-    return create_database(server)
-
-
-@pytest.fixture(scope="module")
-def proxy(server: PostgreSQL) -> Iterator[Proxy]:
-    with proxying(server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, url: str, proxy: Proxy) -> Iterator[Service]:
-    """The service that the tests share, and leave well. It has its database through the proxy."""
-    folder = tmp_path_factory.mktemp("service")
-    address = proxy.url(url)
-    with serving(folder, DATABASE_URL=address, DATABASE_POOL_SIZE=str(POOL)) as service:
-        yield service
-
-
-@pytest.fixture
-async def http(service: Service, proxy: Proxy) -> AsyncIterator[httpx.AsyncClient]:
-    async with service.client() as http:
-        with watched(service):
-            try:
-                yield http
-            finally:
-                proxy.restore()
-
-
-@pytest.fixture
-def alice(http: httpx.AsyncClient) -> Caller:
-    return someone(http)
 
 
 async def is_ready(http: httpx.AsyncClient) -> bool:

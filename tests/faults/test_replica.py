@@ -13,9 +13,11 @@ from typing import NamedTuple
 import httpx
 import pytest
 from postgresql import PostgreSQL, Replica
-from proxy import Proxy, proxying
 from service import PATIENCE, Service, create_database, serving
-from stage import (
+from support import SECRET, Caller
+
+from faults.proxy import Proxy, proxying
+from faults.stage import (
     AT_ONCE,
     POOL,
     RECOVERY,
@@ -36,7 +38,6 @@ from stage import (
     stopped,
     watched,
 )
-from support import SECRET, Caller
 
 # Without the cure, a replica is one more machine whose failure takes the service away, and one that
 # tells old news where nobody expects it: in the answer to the very write.
@@ -142,11 +143,6 @@ async def http(service: Service, site: Site) -> AsyncIterator[httpx.AsyncClient]
                 yield http
             finally:
                 site.to_replica.restore()
-
-
-@pytest.fixture
-def alice(http: httpx.AsyncClient) -> Caller:
-    return someone(http)
 
 
 # What each does with the task of this id, and how often it waits for the primary and the replica.

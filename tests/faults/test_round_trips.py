@@ -2,16 +2,16 @@
 """How often a request waits for the database, counted on the wire."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import asyncpg
 import httpx
 import pytest
 from postgresql import PostgreSQL
-from proxy import Proxy, proxying
 from service import Service, create_database, serving, until
-from stage import postgresql
 from support import Caller
+
+from faults.proxy import Proxy
 
 TIMES = 5
 OWNER = "alice"
@@ -25,18 +25,6 @@ OPERATIONS: dict[str, Callable[[Caller, int], Awaitable[httpx.Response]]] = {
     "delete": lambda alice, task_id: alice.delete(f"/{task_id}"),
     "toggle": lambda alice, task_id: alice.complete(task_id),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgreSQL]:
-    with postgresql() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def proxy(server: PostgreSQL) -> Iterator[Proxy]:
-    with proxying(server.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +45,6 @@ async def add_owner(url: str) -> None:
     await connection.execute('CREATE TABLE "user" (id text PRIMARY KEY)')
     await connection.execute('INSERT INTO "user" VALUES ($1)', OWNER)
     await connection.close()
-
-
-@pytest.fixture
-async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with service.client() as client:
-        yield client
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from service import Service, running, serving
-from stage import (
+from support import SECRET, Caller
+
+from faults.stage import (
     Answer,
     Ledger,
     assert_healthy,
@@ -25,7 +27,6 @@ from stage import (
     timed,
     watched,
 )
-from support import SECRET, Caller
 
 
 @pytest.fixture
@@ -44,6 +45,18 @@ def locked(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     return contextlib.closing(connection)
+
+
+@contextlib.asynccontextmanager
+async def by_two_processes(folder: Path, path: Path) -> AsyncIterator[tuple[Caller, Caller]]:
+    """Alice at two services that start at once on a file that is not there yet, and complain of
+    nothing."""
+    settings = {"DATABASE_URL": f"sqlite:///{path}", "BETTER_AUTH_SECRET": SECRET}
+    both = Service(folder, settings), Service(folder, settings)
+    with running(both[0]) as one, running(both[1]) as other:
+        async with one.client() as http, other.client() as other_http:
+            yield Caller(http, "alice"), Caller(other_http, "alice")
+        assert complaints(one) + complaints(other) == []
 
 
 class TestWal:
@@ -71,32 +84,22 @@ class TestPoint3WritesAtOnce:
     async def test_of_100_writers_over_two_processes_all_succeed(
         self, tmp_path: Path, path: Path
     ) -> None:
-        settings = {"DATABASE_URL": f"sqlite:///{path}", "BETTER_AUTH_SECRET": SECRET}
-        # Both start at once, on a file that is not there yet.
-        both = [Service(tmp_path, settings), Service(tmp_path, settings)]
-        with running(both[0]) as one, running(both[1]) as other:
-            async with one.client() as http, other.client() as other_http:
-                callers = [Caller(http, "alice"), Caller(other_http, "alice")]
-                answers = await at_once(
-                    callers[n % 2].post({"title": f"Writer {n}"}) for n in range(100)
-                )
-                assert statuses(answers) == {201: 100}
-                kept = await listed(callers[0])
-                assert await listed(callers[1]) == kept
-            assert complaints(one) + complaints(other) == []
+        async with by_two_processes(tmp_path, path) as callers:
+            answers = await at_once(
+                callers[n % 2].post({"title": f"Writer {n}"}) for n in range(100)
+            )
+            assert statuses(answers) == {201: 100}
+            kept = await listed(callers[0])
+            assert await listed(callers[1]) == kept
         assert {task["title"] for task in kept} == {f"Writer {n}" for n in range(100)}
         assert len(kept) == 100
 
     async def test_101_toggles_over_two_processes_are_an_exact_alternation(
         self, tmp_path: Path, path: Path
     ) -> None:
-        settings = {"DATABASE_URL": f"sqlite:///{path}", "BETTER_AUTH_SECRET": SECRET}
-        both = [Service(tmp_path, settings), Service(tmp_path, settings)]
-        with running(both[0]) as one, running(both[1]) as other:
-            async with one.client() as http, other.client() as other_http:
-                callers = [Caller(http, "alice"), Caller(other_http, "alice")]
-                task = await callers[0].add()
-                answers = await at_once(callers[n % 2].complete(task["id"]) for n in range(101))
+        async with by_two_processes(tmp_path, path) as callers:
+            task = await callers[0].add()
+            answers = await at_once(callers[n % 2].complete(task["id"]) for n in range(101))
         assert statuses(answers) == {200: 101}
         tasks = [answer.response.json() for answer in answers]
         states = {task["updated_at"]: task["completed"] for task in tasks}

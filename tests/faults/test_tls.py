@@ -12,12 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from certificates import Authority, Certificate
-from pgbouncer import PgBouncer, pooling
 from postgresql import PostgreSQL
 from service import Service, serving, until
 from support import Caller, assert_error
 
+from faults.certificates import Authority, Certificate
+from faults.pgbouncer import PgBouncer, pooling
 from main import app
 
 # Seconds: the bound of RELIABILITY.md is 5, the rest is for a machine that is busy.

@@ -14,7 +14,9 @@ import httpx
 import pytest
 from postgresql import PostgreSQL
 from service import Service, create_database, serving
-from stage import (
+from support import Caller, assert_error, sign
+
+from faults.stage import (
     BOUND,
     POOL,
     Answer,
@@ -27,7 +29,6 @@ from stage import (
     eventually,
     listed,
     load,
-    postgresql,
     reads_and_writes,
     rows_locked,
     someone,
@@ -36,18 +37,11 @@ from stage import (
     timed,
     watched,
 )
-from support import Caller, assert_error, sign
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgreSQL]:
-    with postgresql(fsync="on") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def url(server: PostgreSQL) -> str:
-    return create_database(server)
+def server_settings() -> dict[str, object]:
+    return {"fsync": "on"}
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +63,6 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory, server: PostgreSQL) ->
 async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     async with service.client() as http:
         yield http
-
-
-@pytest.fixture
-def alice(http: httpx.AsyncClient) -> Caller:
-    return someone(http)
 
 
 REFUSE_AT_COMMIT = """

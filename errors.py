@@ -14,7 +14,8 @@
         ├── DatabaseUnavailable
         └── KeysUnavailable
 
-Input that fails validation is FastAPI's RequestValidationError, 422. Anything else is a bug, 500.
+Input that fails validation is FastAPI's RequestValidationError, 422. Anything else is a bug, 500:
+middleware/errors.py.
 """
 
 import logging
@@ -27,10 +28,6 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from logs import current_request_id
 
 logger = logging.getLogger("tasks.errors")
 
@@ -188,36 +185,3 @@ def _methods_of_path(request: Request) -> set[str]:
         if route.methods and route.path_regex.match(path):
             methods |= route.methods
     return methods
-
-
-class UnhandledErrors:
-    """ASGI middleware that turns a bug into a 500 with the request's id, and logs it in full.
-
-    It stands inside CORSMiddleware, so that a browser's script can read the answer; Starlette's
-    own handler of last resort stands outside it.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = False
-
-        async def note_start(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, note_start)
-        except ClientDisconnect:
-            logger.info("client went away before its request was read")
-        except Exception:
-            logger.exception("unhandled error")
-            if started:
-                raise
-            body = {"detail": "Internal Server Error", "request_id": current_request_id.get()}
-            await JSONResponse(body, 500)(scope, receive, send)

@@ -3,11 +3,11 @@
 
 RequestMiddleware   an id, headers, the path        middleware/request.py
 AllowedOrigins      CORS                            middleware/cors.py
-UnhandledErrors     a bug becomes a 500             errors.py
+UnhandledErrors     a bug becomes a 500             middleware/errors.py
 DirectRoute         calls what follows              routes/direct.py
 verify_user_access  may it?                         middleware/auth.py
 an endpoint         what is done                    routes/tasks.py
-a Statement         how it is kept                  statements.py, connections.py
+a Statement         how it is kept                  queries.py, database/
 """
 
 import signal
@@ -17,16 +17,17 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from database.tables import keep_tables
 from db import open_database
-from errors import UnhandledErrors, install_error_handlers
+from errors import install_error_handlers
 from logs import request_ids_in_logs
-from middleware.auth import open_verifier
 from middleware.cors import AllowedOrigins
+from middleware.errors import UnhandledErrors
 from middleware.request import RequestMiddleware
 from middleware.startup import PlainStartupErrors
 from routes import health, tasks
 from settings import get_settings
-from tables import keep_tables
+from tokens.verify import open_verifier
 
 
 @asynccontextmanager

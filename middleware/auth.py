@@ -1,164 +1,17 @@
 # [Task]: T008 [From]: specs/requirements.md
-"""May this request act for this user? What a valid token is, and whose path it opens.
+"""May this request act for this user? `verify_user_access` guards every task endpoint.
 
-`verify_user_access` guards every task endpoint; nothing else reads a token.
+Nothing else reads a token. What a valid one is, is told in tokens/verify.py.
 """
 
-import json
-import re
-import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, NamedTuple
-
-import jwt
 from fastapi import FastAPI, Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
-from jwt.utils import base64url_decode
 
-from errors import AccessDenied, ExpiredToken, InvalidToken, MissingToken
-from middleware.keys import ALGORITHMS, KeySet
-from schemas import CONTROLS, USER_ID_LENGTH, decode_user_id
-from settings import Settings, get_settings
-
-MAX_TOKEN_BYTES = 8 * 1024
-# Seconds: clocks of issuer and service differ.
-AHEAD_LEEWAY = 30
-EXPIRY_LEEWAY = 10
-# The end of the year 9999; a later time is no time.
-LAST_SECOND = 253_402_300_799
-REMEMBERED_TOKENS = 4096
-
-# Signatures only: the claims are checked here, more strictly than PyJWT would.
-_JWS = jwt.PyJWS()
-_SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-_TYPES = {"jwt", "at+jwt"}
-
-
-class _Verdict(NamedTuple):
-    subject: str
-    expiry: float
-    # The published key that it rests on; None for the shared secret, which never changes.
-    key: jwt.PyJWK | None
-
-
-class TokenVerifier:
-    """Judges tokens by the policy of the settings.
-
-    HS256 only ever meets the shared secret; the algorithms of keys.ALGORITHMS only ever meet a
-    published key with the token's `kid`, and then `iss` and `aud` count too (RFC 8725 §3.1, §3.8).
-    A good token is remembered, and its age and key looked at again with each use.
-    """
-
-    def __init__(self, settings: Settings, key_set: KeySet | None) -> None:
-        secret = settings.better_auth_secret
-        self._secret = secret.get_secret_value().encode() if secret else None
-        self._key_set = key_set
-        self._issuer = settings.issuer
-        self._audience = settings.audience
-        self._verdicts: dict[str, _Verdict] = {}
-
-    async def subject(self, token: str) -> str:
-        """The `sub` of a valid token.
-
-        Raises InvalidToken, ExpiredToken, or KeysUnavailable when no verdict can be reached.
-        """
-        verdict = self._verdicts.get(token)
-        if verdict is None or not await self._still_holds(verdict):
-            verdict = await self._judge(token)
-            if len(self._verdicts) >= REMEMBERED_TOKENS:
-                del self._verdicts[next(iter(self._verdicts))]
-            self._verdicts[token] = verdict
-        if time.time() >= verdict.expiry + EXPIRY_LEEWAY:
-            raise ExpiredToken("exp is past")
-        return verdict.subject
-
-    async def _still_holds(self, verdict: _Verdict) -> bool:
-        if verdict.key is None or self._key_set is None:
-            return True
-        key = await self._key_set.key(str(verdict.key.key_id), verdict.key.algorithm_name)
-        return key is verdict.key
-
-    async def _judge(self, token: str) -> _Verdict:
-        if len(token) > MAX_TOKEN_BYTES:
-            raise InvalidToken("longer than 8 KiB")
-        if not _SHAPE.fullmatch(token):
-            raise InvalidToken("not three base64url parts")
-        header = _header(token)
-        key = await self._key(header)
-        try:
-            # One algorithm, which _key has found to be one for this key.
-            decoded = _JWS.decode_complete(token, key, [header["alg"]])
-        except jwt.InvalidSignatureError:
-            raise InvalidToken("signature does not match") from None
-        except jwt.PyJWTError:
-            raise InvalidToken("signature can't be checked") from None
-        claims = _json_object(decoded["payload"], "payload")
-        subject, expiry = _check_claims(claims)
-        if not isinstance(key, jwt.PyJWK):
-            return _Verdict(subject, expiry, None)
-        audiences = claims.get("aud")
-        if claims.get("iss") != self._issuer:
-            raise InvalidToken("iss is another issuer")
-        if self._audience not in (audiences if isinstance(audiences, list) else [audiences]):
-            raise InvalidToken("aud is another audience")
-        return _Verdict(subject, expiry, key)
-
-    async def _key(self, header: dict[str, Any]) -> bytes | jwt.PyJWK:
-        match header.get("alg"):
-            case "HS256" if self._secret is not None:
-                return self._secret
-            case str(algorithm) if algorithm in ALGORITHMS and self._key_set is not None:
-                if "kid" not in header:
-                    raise InvalidToken("no kid")
-                return await self._key_set.key(header["kid"], algorithm)
-            case _:
-                raise InvalidToken("alg is not accepted")
-
-
-def _json_object(text: bytes, part: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text.decode())
-    except (ValueError, RecursionError):
-        raise InvalidToken(f"{part} is not JSON") from None
-    if not isinstance(value, dict):
-        raise InvalidToken(f"{part} is not a JSON object")
-    return value
-
-
-def _header(token: str) -> dict[str, Any]:
-    try:
-        text = base64url_decode(token.partition(".")[0])
-    except ValueError:
-        raise InvalidToken("header is not base64url") from None
-    header = _json_object(text, "header")
-    if "typ" in header and str(header["typ"]).lower() not in _TYPES:
-        raise InvalidToken("typ is of another kind of token")
-    # Extensions that must be understood (RFC 7515 §4.1.11), unencoded payloads (RFC 7797).
-    if "crit" in header or "b64" in header:
-        raise InvalidToken("crit or b64 in the header")
-    if not isinstance(header.get("kid", ""), str):
-        raise InvalidToken("kid is not a string")
-    return header
-
-
-def _check_claims(claims: dict[str, Any]) -> tuple[str, float]:
-    subject = claims.get("sub")
-    if not isinstance(subject, str) or not 1 <= len(subject) <= USER_ID_LENGTH:
-        raise InvalidToken(f"sub is not a string of 1 to {USER_ID_LENGTH} characters")
-    if CONTROLS.search(subject):
-        raise InvalidToken("sub holds control characters")
-    if "exp" not in claims:
-        raise InvalidToken("no exp")
-    for name in ("exp", "iat", "nbf"):
-        value = claims.get(name, 0)
-        # The exact type, since True is an int; the range, since NaN and 1e300 are floats.
-        if type(value) not in (int, float) or not 0 <= value <= LAST_SECOND:
-            raise InvalidToken(f"{name} is not a time")
-        if name != "exp" and value > time.time() + AHEAD_LEEWAY:
-            raise InvalidToken(f"{name} is in the future")
-    return subject, claims["exp"]
+from errors import AccessDenied, MissingToken
+from schemas import decode_user_id
+from settings import get_settings
+from tokens.verify import TokenVerifier
 
 
 class VerifyUserAccess(SecurityBase):
@@ -180,17 +33,6 @@ class VerifyUserAccess(SecurityBase):
 
 
 verify_user_access = VerifyUserAccess()
-
-
-@asynccontextmanager
-async def open_verifier(settings: Settings) -> AsyncIterator[TokenVerifier]:
-    """The verifier for as long as the service runs, with the key set if BETTER_AUTH_URL is set."""
-    async with AsyncExitStack() as stack:
-        key_set = None
-        if settings.better_auth_url is not None:
-            key_set = KeySet(settings.jwks_url)
-            stack.push_async_callback(key_set.close)
-        yield TokenVerifier(settings, key_set)
 
 
 def _verifier(app: FastAPI) -> TokenVerifier:

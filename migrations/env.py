@@ -1,7 +1,7 @@
 # [Task]: T025 [From]: specs/design.md
 """What Alembic compares and changes: the `task` table, and nothing of Better Auth's.
 
-At start tables.py brings its own connection; the `alembic` command reads the settings.
+At start database/tables.py brings its own connection; the `alembic` command reads the settings.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import Any
 from alembic import context
 from sqlalchemy import Connection
 
-from db import open_database
+from database.database import open_database
 from models import TASK_TABLE
 from settings import get_settings
 
@@ -19,7 +19,7 @@ VERSION_TABLE = "task_schema"
 
 
 def _is_ours(_object: Any, name: str | None, kind: str, _reflected: bool, _other: Any) -> bool:
-    # The foreign key to Better Auth's users comes and goes with their table: tables.link_owners.
+    # The foreign key to Better Auth's users comes and goes with their table: database/tables.py.
     return name == TASK_TABLE.name if kind == "table" else kind != "foreign_key_constraint"
 
 

@@ -1,7 +1,7 @@
 # [Task]: T010 [From]: specs/requirements.md
-"""The six task endpoints: what each does, and the one statement it does it with.
+"""The six task endpoints: what each does.
 
-Who may call them is decided in middleware/auth.py, how a statement is run in statements.py.
+Who may call them is decided in middleware/auth.py; what each asks of the database is in queries.py.
 """
 
 from typing import Annotated, Any
@@ -9,22 +9,6 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Response
 from pydantic_core import to_json
-from sqlalchemy import (
-    Boolean,
-    ColumnElement,
-    String,
-    and_,
-    bindparam,
-    case,
-    delete,
-    func,
-    insert,
-    literal_column,
-    not_,
-    or_,
-    select,
-    update,
-)
 
 from db import SessionDep
 from errors import (
@@ -37,7 +21,8 @@ from errors import (
     error_responses,
 )
 from middleware.auth import verify_user_access
-from models import TASK_TABLE, UTCDateTime, advance, rfc3339, utc_now
+from models import utc_now
+from queries import COMPLETE, CREATE, DELETE, GET, LIST, UPDATE
 from routes.body import JsonBody, OptionalJsonBody
 from routes.direct import DirectRoute
 from schemas import (
@@ -48,7 +33,6 @@ from schemas import (
     TaskUpdate,
     UserId,
 )
-from statements import Statement
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
@@ -61,75 +45,6 @@ router = APIRouter(
 create_body = JsonBody(TaskCreate)
 update_body = JsonBody(TaskUpdate)
 completion_body = OptionalJsonBody(TaskCompletion)
-
-_task = TASK_TABLE.c
-# A task as clients see it: rows of these columns are JSON without another word.
-_public = (
-    _task.id,
-    _task.user_id,
-    _task.title,
-    _task.description,
-    _task.completed,
-    rfc3339(_task.created_at).label("created_at"),
-    rfc3339(_task.updated_at).label("updated_at"),
-)
-_now = bindparam("now", type_=UTCDateTime())
-_new_title = bindparam("new_title", type_=String())
-_new_description = bindparam("new_description", type_=String())
-_new_completed = bindparam("new_completed", type_=Boolean())
-
-
-def _owned(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    """The rows a statement may touch: those of the bind `owner`. The one place that says so."""
-    return and_(_task.user_id == bindparam("owner"), *conditions)
-
-
-_this_task = _owned(_task.id == bindparam("task_id"))
-
-
-def _update(**values: ColumnElement[Any]) -> Statement:
-    """An UPDATE that moves `updated_at` when one of the values is a change, and only then."""
-    changed = or_(*(value.is_distinct_from(_task[name]) for name, value in values.items()))
-    moved = case((changed, advance(_now, _task.updated_at)), else_=_task.updated_at)
-    return Statement(
-        update(TASK_TABLE).where(_this_task).values(**values, updated_at=moved).returning(*_public)
-    )
-
-
-# A limit that is none, the greatest bigint, in a form that PostgreSQL can't see through while it
-# plans. It then expects to need a part of the rows, and reads them off the index in order, where it
-# might else gather and sort them (tests/faults/test_plans.py).
-_no_limit = select(literal_column("9223372036854775807")).scalar_subquery()
-
-LIST = Statement(
-    select(*_public)
-    .where(_owned())
-    .order_by(_task.created_at.desc(), _task.id.desc())
-    .limit(_no_limit)
-)
-CREATE = Statement(
-    insert(TASK_TABLE)
-    .values(
-        user_id=bindparam("owner"),
-        title=_new_title,
-        description=_new_description,
-        completed=_new_completed,
-        created_at=_now,
-        updated_at=_now,
-    )
-    .returning(*_public)
-)
-GET = Statement(select(*_public).where(_this_task))
-# A NULL title or completed stands for "as it is"; a description may be set to NULL, hence the flag.
-UPDATE = _update(
-    title=func.coalesce(_new_title, _task.title),
-    description=case(
-        (bindparam("describe", type_=Boolean()), _new_description), else_=_task.description
-    ),
-    completed=func.coalesce(_new_completed, _task.completed),
-)
-COMPLETE = _update(completed=func.coalesce(_new_completed, not_(_task.completed)))
-DELETE = Statement(delete(TASK_TABLE).where(_this_task).returning(_task.id))
 
 
 def _one(row: dict[str, Any] | None) -> Response:

@@ -12,7 +12,7 @@ from databases import opened
 from postgresql import PostgreSQL
 from support import SECRET, Caller
 
-from db import Database
+from database.database import Database
 from main import app
 from settings import Settings
 

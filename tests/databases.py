@@ -11,10 +11,10 @@ import asyncpg
 from pydantic import SecretStr
 from sqlalchemy import QueuePool
 
-from db import Database, open_database
+from database.database import Database, open_database
+from database.tables import keep_tables
 from models import utc_now
 from settings import Settings
-from tables import keep_tables
 
 # As a service of before the migrations made it.
 EARLIER_TABLE = {

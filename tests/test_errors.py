@@ -23,13 +23,13 @@ from errors import (
     MissingToken,
     ServiceError,
     TaskNotFound,
-    UnhandledErrors,
     UnsupportedMediaType,
     error_responses,
     install_error_handlers,
 )
 from main import app as main_app
 from middleware.cors import AllowedOrigins
+from middleware.errors import UnhandledErrors
 from middleware.request import RequestMiddleware
 
 ORIGIN = "http://localhost:3000"

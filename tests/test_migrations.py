@@ -12,9 +12,9 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from db import open_database
+from database.database import open_database
+from database.tables import HEAD, MIGRATIONS, keep_tables
 from settings import get_settings
-from tables import HEAD, MIGRATIONS, keep_tables
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,6 +14,8 @@ from sqlmodel import SQLModel
 from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+import queries
+from database.execute import Statement
 from models import (
     DESCRIPTION_LENGTH,
     TITLE_LENGTH,
@@ -24,8 +26,6 @@ from models import (
     rfc3339,
     utc_now,
 )
-from routes import tasks
-from statements import Statement
 
 BETTER_AUTH_DDL = """
     CREATE TABLE "user" (
@@ -353,7 +353,7 @@ class TestAdvance:
 
 
 STATEMENTS = {
-    name: value._statement for name, value in vars(tasks).items() if isinstance(value, Statement)
+    name: value._statement for name, value in vars(queries).items() if isinstance(value, Statement)
 }
 
 
@@ -387,7 +387,7 @@ class TestStatements:
     ) -> None:
         bobs = await saved(session, Task(user_id="bob", title="Bob's"))
         kept = bobs.model_dump()
-        rows = await getattr(tasks, name).rows(
+        rows = await getattr(queries, name).rows(
             session,
             owner="alice",
             task_id=bobs.id,

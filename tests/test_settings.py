@@ -12,7 +12,7 @@ from pydantic import SecretStr, ValidationError
 from support import SECRET
 
 import settings
-from connections import connection_arguments
+from database.urls import connection_arguments
 from settings import Settings, SettingsError, get_settings
 
 ROOT = Path(settings.__file__).parent
@@ -362,11 +362,12 @@ class TestSettings:
         assert value_of(name) == value
 
 
+PACKAGES = ("database", "middleware", "routes", "tokens")
 MODULES = [
     module.name
-    for folder, prefix in (("", ""), ("routes", "routes."), ("middleware", "middleware."))
+    for folder, prefix in (("", ""), *((name, f"{name}.") for name in PACKAGES))
     for module in pkgutil.iter_modules([str(ROOT / folder)], prefix)
-    if not module.ispkg or module.name in ("routes", "middleware")
+    if not module.ispkg or module.name in PACKAGES
 ]
 
 type Imported = dict[str, tuple[int, bytes, list[str]]]
@@ -402,7 +403,9 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
 class TestImport:
     def test_the_list_has_every_kind_of_module(self) -> None:
         assert {"main", "db", "models", "schemas", "settings", "errors", "logs"} <= set(MODULES)
-        assert {"routes.tasks", "middleware.auth"} <= set(MODULES)
+        assert {"routes.tasks", "middleware.auth", "database.execute", "tokens.keys"} <= set(
+            MODULES
+        )
 
     @pytest.mark.parametrize("module", MODULES)
     def test_needs_and_does_nothing(self, module: str, imported: Imported) -> None:

@@ -51,7 +51,7 @@ _REASONS = {
     "57014": "the statement took too long",
     "57": "the server is starting or stopping",
 }
-# The one foreign key is the owner's: see tables.py.
+# The one foreign key is the owner's: tables.py.
 _FOREIGN_KEY_VIOLATION = "23503"
 
 

@@ -1,7 +1,7 @@
 # [Task]: T022 [From]: specs/requirements.md
 """The public keys of a Better Auth server: fetched when needed, kept through its outages.
 
-Which token may use them is decided in middleware/auth.py.
+Which token may use them is decided in verify.py.
 """
 
 import asyncio

@@ -26,10 +26,10 @@ from sqlalchemy import func, select, text
 from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db import Database, Session, open_database
+from database.database import Database, Session, open_database
 from errors import DatabaseUnavailable
 from models import TASK_TABLE, Task, utc_now
-from routes.tasks import COMPLETE, CREATE, DELETE, GET, LIST
+from queries import COMPLETE, CREATE, DELETE, GET, LIST
 
 
 class TestStatement:
@@ -224,8 +224,8 @@ class TestPostgreSQLFailures:
             return False
 
         await LIST.rows(Session(database), owner="alice")
-        monkeypatch.setattr("connections.IDLE_BEFORE_PING", -1.0)
-        monkeypatch.setattr("connections._is_mute", never_answers)
+        monkeypatch.setattr("database.pool.IDLE_BEFORE_PING", -1.0)
+        monkeypatch.setattr("database.pool._is_mute", never_answers)
         waiting = asyncio.create_task(LIST.rows(Session(database), owner="alice"))
         await asked.wait()
         waiting.cancel()

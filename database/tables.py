@@ -13,9 +13,9 @@ from pathlib import Path
 from sqlalchemy import Connection, column, event, inspect, select, table, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from db import Database
+from database.database import Database
+from database.failures import database_errors
 from errors import DatabaseUnavailable
-from failures import database_errors
 
 logger = logging.getLogger("tasks.tables")
 
@@ -28,7 +28,7 @@ START_PATIENCE = 3.0
 # Seconds after which an upgrade is given up, rolled back and begun anew.
 UPGRADE_TIMEOUT = 600.0
 
-MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
 # The newest of the migrations, and the table in which Alembic keeps what the database has.
 HEAD = "0001"
 VERSION_TABLE = "task_schema"

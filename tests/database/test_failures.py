@@ -11,10 +11,10 @@ import sqlalchemy.exc
 from databases import in_use, opened
 from fastapi import HTTPException
 
-from db import Session
+from database.database import Session
+from database.failures import database_errors
 from errors import DatabaseUnavailable, InvalidToken
-from failures import database_errors
-from routes.tasks import GET
+from queries import GET
 
 
 def named(error: Exception) -> str:

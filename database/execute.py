@@ -1,7 +1,7 @@
 # [Task]: T009 [From]: specs/design.md
 """How a statement is run: compiled once, on the driver's own connection, in one round trip.
 
-What the statements say is in routes/tasks.py.
+What the statements say is in queries.py.
 """
 
 import time
@@ -14,10 +14,10 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from connections import checkin, checkout
-from db import Database, Session
+from database.database import Database, Session
+from database.failures import DRIVER_ERRORS, database_errors, nothing_sent
+from database.pool import checkin, checkout
 from errors import DatabaseUnavailable
-from failures import DRIVER_ERRORS, database_errors, nothing_sent
 
 # The connection broke while the statement ran: it may have been done.
 _CONNECTION_LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)

@@ -913,9 +913,9 @@ class TestRememberedVerdict:
         expiry = int(time.time()) + 60
         authorization = f"Bearer {sign('alice', exp=expiry)}"
         assert_verdict(await ask(client, authorization), GOOD)
-        monkeypatch.setattr("middleware.auth.time.time", lambda: expiry + 9.5)
+        monkeypatch.setattr("tokens.verify.time.time", lambda: expiry + 9.5)
         assert_verdict(await ask(client, authorization), GOOD)
-        monkeypatch.setattr("middleware.auth.time.time", lambda: expiry + 10.5)
+        monkeypatch.setattr("tokens.verify.time.time", lambda: expiry + 10.5)
         assert_verdict(await ask(client, authorization), EXPIRED)
 
     async def test_of_a_token_too_early_is_not_kept(
@@ -924,7 +924,7 @@ class TestRememberedVerdict:
         start = int(time.time()) + 300
         authorization = f"Bearer {sign('alice', nbf=start)}"
         assert_verdict(await ask(client, authorization), INVALID)
-        monkeypatch.setattr("middleware.auth.time.time", lambda: start)
+        monkeypatch.setattr("tokens.verify.time.time", lambda: start)
         assert_verdict(await ask(client, authorization), GOOD)
 
     async def test_opens_no_other_user_s_path(self, client: httpx.AsyncClient) -> None:
@@ -950,7 +950,7 @@ class TestRememberedVerdict:
         exp: int,
         verdict: str,
     ) -> None:
-        monkeypatch.setattr("middleware.auth.REMEMBERED_TOKENS", 3)
+        monkeypatch.setattr("tokens.verify.REMEMBERED_TOKENS", 3)
         for _ in range(2):
             for number in range(10):
                 authorization = f"Bearer {sign('alice', iat=1, exp=exp, jti=str(number))}"

@@ -110,7 +110,7 @@ def run(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Run:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The service looks for Better Auth's table more often than it would."""
-    monkeypatch.setattr("tables.OWNERS_LOOK_INTERVAL", LOOK_INTERVAL)
+    monkeypatch.setattr("database.tables.OWNERS_LOOK_INTERVAL", LOOK_INTERVAL)
 
 
 async def until(condition: Callable[[], Awaitable[bool]], *, asking: Caller | None = None) -> None:
@@ -388,7 +388,7 @@ class TestMigrationLater:
         postgresql_url: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("tables.START_RETRY_INTERVAL", 0.05)
+        monkeypatch.setattr("database.tables.START_RETRY_INTERVAL", 0.05)
         await auth.connection.execute('DROP DATABASE IF EXISTS "later"')
         url = postgresql_url.rpartition("/")[0] + "/later"
         async with run(url) as users:
@@ -568,7 +568,7 @@ class TestLockedUsers:
     async def test_are_tied_once_they_are_free(
         self, run: Run, auth: BetterAuth, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tables.OWNERS_LOOK_INTERVAL", 0.7)
+        monkeypatch.setattr("database.tables.OWNERS_LOOK_INTERVAL", 0.7)
         await auth.migrate()
         transaction = auth.connection.transaction()
         await transaction.start()
@@ -582,7 +582,7 @@ class TestLockedUsers:
         self, run: Run, auth: BetterAuth, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It goes on to the tasks, which the start may hold while it waits for the users."""
-        monkeypatch.setattr("tables.OWNERS_LOOK_INTERVAL", 0.7)
+        monkeypatch.setattr("database.tables.OWNERS_LOOK_INTERVAL", 0.7)
         await auth.migrate()
         await auth.sign_up("alice", "bob")
         async with run() as users:

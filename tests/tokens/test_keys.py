@@ -397,7 +397,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     # The name in this one module: asyncio's timers go by time.monotonic, too.
-    monkeypatch.setattr("middleware.keys.time", clock)
+    monkeypatch.setattr("tokens.keys.time", clock)
     return clock
 
 
@@ -464,7 +464,7 @@ async def client(server: KeyServer, service: Service) -> AsyncIterator[httpx.Asy
 
 
 def set_cooldown(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr("middleware.keys.COOLDOWN", seconds)
+    monkeypatch.setattr("tokens.keys.COOLDOWN", seconds)
 
 
 async def ask(client: httpx.AsyncClient, token: str, user: str = "alice") -> httpx.Response:
@@ -995,7 +995,7 @@ class TestFetch:
     async def test_does_not_hold_up_the_end(
         self, service: Service, server: KeyServer, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("middleware.keys.FETCH_TIMEOUT", 60.0)
+        monkeypatch.setattr("tokens.keys.FETCH_TIMEOUT", 60.0)
         gate = Gate()
         server.answer = gate.answer
         async with asyncio.timeout(10):
@@ -1197,7 +1197,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.fixture
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, for tests that go through many of them."""
-    monkeypatch.setattr("middleware.keys.FETCH_TIMEOUT", 1.0)
+    monkeypatch.setattr("tokens.keys.FETCH_TIMEOUT", 1.0)
     monkeypatch.setattr("logs.OUTAGE_QUIET", 0.0)
     set_cooldown(monkeypatch, 0.05)
 
@@ -1359,7 +1359,7 @@ class TestOutage:
         issuer: Issuer,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("middleware.keys.FETCH_TIMEOUT", 60.0)
+        monkeypatch.setattr("tokens.keys.FETCH_TIMEOUT", 60.0)
         gate = Gate()
         server.answer = gate.answer
         waiting = asyncio.create_task(ask(client, issuer.token()))
@@ -1702,9 +1702,9 @@ class TestRememberedVerdict:
         expiry = int(time.time()) + 900
         token = issuer.token(claims={"exp": expiry})
         assert_verdict(await ask(client, token), GOOD)
-        monkeypatch.setattr("middleware.auth.time.time", lambda: expiry + 9.5)
+        monkeypatch.setattr("tokens.verify.time.time", lambda: expiry + 9.5)
         assert_verdict(await ask(client, token), GOOD)
-        monkeypatch.setattr("middleware.auth.time.time", lambda: expiry + 10.5)
+        monkeypatch.setattr("tokens.verify.time.time", lambda: expiry + 10.5)
         for _ in range(2):
             assert_verdict(await ask(client, token), EXPIRED)
         assert len(signature_checks) == 1

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from databases import new, opened
 from sqlalchemy import text
 
-from connections import connection_arguments
-from db import Session
+from database.database import Session
+from database.urls import connection_arguments
 from models import utc_now
-from routes.tasks import CREATE, LIST
+from queries import CREATE, LIST
 from settings import SettingsError
 
 ENCRYPTED = (ssl.CERT_NONE, False)

@@ -1,0 +1,230 @@
+# [Task]: T009 [From]: specs/design.md
+"""A database: its engine and its gate, whether it was last seen working, and sessions on it.
+
+How a statement is run is told in execute.py, how the tables come to be in tables.py.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import asyncpg
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from database.failures import database_errors
+from database.gate import Gate
+from database.pool import create_engine
+from errors import DatabaseUnavailable
+from logs import Outage
+from models import TASK_TABLE
+from settings import Settings, SettingsError
+
+logger = logging.getLogger("tasks.db")
+
+# Any number will do, so long as every process takes the same lock.
+_TABLES_LOCK = 7_236_830_419
+# Seconds between two questions whether a database that failed is back, asked on behalf of probes.
+PROBE_INTERVAL = 1.0
+_TOO_LATE = (TimeoutError, asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
+
+
+class Database:
+    """The engine, the gate in front of it, and whether it was last seen working."""
+
+    setting = "DATABASE_URL"
+    outage = "the database does not serve"
+    # One statement that took too long may have met a locked row: worth asking at once.
+    asked_at_once_when_late = True
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engine = create_engine(settings, settings.database_statement_timeout)
+        self.is_postgresql = self.engine.dialect.name == "postgresql"
+        if self.is_postgresql:
+            self.gate = Gate(settings.database_pool_size, settings.database_pool_timeout)
+        else:
+            # There is no server to connect to, so that time goes to waiting.
+            waiting = settings.database_pool_timeout + settings.database_connect_timeout
+            self.gate = Gate(1, waiting)
+        # Set by tables.py: in older tables, what is written might not mean what it says.
+        self.tables_ready = False
+        self.seen_working = False
+        self._failed_at = float("-inf")
+        self._outage = Outage(logger, self.outage)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around what asks the database: what database_errors does, and note its failures."""
+        try:
+            with database_errors():
+                yield
+        except DatabaseUnavailable as error:
+            if error.is_noted:  # By the primary, to which a replica's request went on.
+                raise
+            error.is_noted = True
+            self.seen_working = False
+            at_once = self.asked_at_once_when_late and isinstance(error.__cause__, _TOO_LATE)
+            self._failed_at = float("-inf") if at_once else time.monotonic()
+            self._outage.begins(str(error).replace(Database.setting, self.setting))
+            raise
+
+    def works(self) -> None:
+        """Note that it has answered."""
+        self.seen_working = True
+        self._outage.ends()
+
+    async def is_ready(self) -> bool:
+        """Whether its tables are there and it was last seen working."""
+        return self.tables_ready and await self.serves()
+
+    @property
+    def is_worth_asking(self) -> bool:
+        """Whether it was last seen failing, and not just now."""
+        return not self.seen_working and time.monotonic() - self._failed_at >= PROBE_INTERVAL
+
+    async def serves(self) -> bool:
+        """Whether it was last seen working.
+
+        It is asked only after it was seen failing, and not often, so that a database that is
+        suspended while nobody needs it is left asleep.
+        """
+        if self.is_worth_asking:
+            self._failed_at = time.monotonic()  # Other probes need not ask meanwhile.
+            with suppress(DatabaseUnavailable):
+                async with self.gate:
+                    with self.watched():
+                        async with self.engine.connect() as connection:
+                            await connection.execute(select(TASK_TABLE.c.id).limit(0))
+                    self.works()
+            self._failed_at = time.monotonic()
+        return self.seen_working
+
+    def for_reading(self) -> "Database":
+        """Where a request that only reads is to look."""
+        return self
+
+    @asynccontextmanager
+    async def changing_tables(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction for changes of tables: one process at a time, for as long as it takes.
+
+        The lock is the transaction's, so that it works through a pooler too. Raises driver errors.
+        """
+        if not self.is_postgresql:
+            async with self.engine.begin() as connection:
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                yield connection
+            return
+        patient = create_engine(self.settings, statement_timeout=None)
+        try:
+            async with patient.begin() as connection:
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})")
+                # While a change waits for a lock, all others wait behind it: rather try again.
+                await connection.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
+                yield connection
+        finally:
+            await patient.dispose()
+
+    def in_background(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run it until it is done or the database is closed."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("work in the background failed", exc_info=error)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.engine.dispose()
+
+
+class Replicated(Database):
+    """A primary with a streaming replica, from which is read while that is seen working.
+
+    What is read there may be older than what was written a moment ago: docs/scaling.md.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.replica = _Replica(settings)
+        if not (self.is_postgresql and self.replica.is_postgresql):
+            raise SettingsError(
+                "DATABASE_READ_URL is for a replica of PostgreSQL: it and DATABASE_URL must be "
+                "postgresql:// URLs, or remove it"
+            )
+
+    def for_reading(self) -> Database:
+        if self.replica.seen_working:
+            return self.replica
+        if self.replica.is_worth_asking:
+            # The replica's work, so that it ends before its connections are closed.
+            self.replica.in_background(self.replica.serves())
+        return self
+
+    async def close(self) -> None:
+        await self.replica.close()
+        await super().close()
+
+
+class _Replica(Database):
+    setting = "DATABASE_READ_URL"
+    outage = "the replica of DATABASE_READ_URL does not serve, and the primary is read from"
+    # There is no hurry: meanwhile the primary answers.
+    asked_at_once_when_late = False
+
+    def __init__(self, settings: Settings) -> None:
+        url = {"database_url": settings.database_read_url}
+        try:
+            super().__init__(settings.model_copy(update=url))
+        except SettingsError as error:
+            raise SettingsError(str(error).replace(Database.setting, self.setting)) from None
+
+
+class Session(AsyncSession):
+    """The session that `get_session` gives; a Statement runs on its own in it.
+
+    What SQLAlchemy's session needs is made when something asks for it: a Statement never does.
+    """
+
+    def __init__(self, database: Database, primary: Database | None = None) -> None:
+        self.database = database
+        # Where a Statement goes when the database, as a replica, fails it at once.
+        self.primary = primary or database
+        # When its request began to wait for the database.
+        self.waiting_since = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is missing, and until then all that SQLAlchemy keeps here is."""
+        if "sync_session" in vars(self) or "database" not in vars(self):
+            raise AttributeError(name)
+        super().__init__(self.database.engine, expire_on_commit=False)
+        return getattr(self, name)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is in a transaction."""
+        return "sync_session" in vars(self) and self.in_transaction()
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """The database for as long as the service runs. Raises SettingsError for a bad DATABASE_URL.
+
+    It does not connect: a database that is away is no reason not to start.
+    """
+    database = (Replicated if settings.database_read_url else Database)(settings)
+    logger.info("tasks are kept in %s", database.engine.url.set(query={}).render_as_string())
+    try:
+        yield database
+    finally:
+        await database.close()

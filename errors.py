@@ -12,6 +12,7 @@
     ├── UnsupportedMediaType  415
     └── Unavailable           503
         ├── DatabaseUnavailable
+        │   └── StatementTimeout
         └── KeysUnavailable
 
 Input that fails validation is FastAPI's RequestValidationError, 422. Anything else is a bug, 500:
@@ -128,8 +129,11 @@ class Unavailable(ServiceError):
 class DatabaseUnavailable(Unavailable):
     """The database can't be reached, has no connection to spare, or did not answer in time."""
 
-    # Whether the database that is meant has been told: db.Database.watched.
-    is_noted = False
+
+class StatementTimeout(DatabaseUnavailable):
+    """This statement took too long, or met a lock; others may be served meanwhile."""
+
+    log_level = logging.WARNING
 
 
 class KeysUnavailable(Unavailable):

@@ -7,19 +7,18 @@ How a statement is run is told in execute.py, how the tables come to be in table
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-import asyncpg
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from database.failures import database_errors
+from database.failures import DRIVER_ERRORS, service_error
 from database.gate import Gate
 from database.pool import create_engine
-from errors import DatabaseUnavailable
+from errors import DatabaseUnavailable, StatementTimeout
 from logs import Outage
 from models import TASK_TABLE
 from settings import Settings, SettingsError
@@ -30,7 +29,6 @@ logger = logging.getLogger("tasks.db")
 _TABLES_LOCK = 7_236_830_419
 # Seconds between two questions whether a database that failed is back, asked on behalf of probes.
 PROBE_INTERVAL = 1.0
-_TOO_LATE = (TimeoutError, asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 
 
 class Database:
@@ -38,8 +36,6 @@ class Database:
 
     setting = "DATABASE_URL"
     outage = "the database does not serve"
-    # One statement that took too long may have met a locked row: worth asking at once.
-    asked_at_once_when_late = True
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -54,30 +50,50 @@ class Database:
         # Set by tables.py: in older tables, what is written might not mean what it says.
         self.tables_ready = False
         self.seen_working = False
+        # Called after each answer, which shows that the database is awake.
+        self.when_awake: list[Callable[[], None]] = []
+        # A statement took too long, and none has been answered since.
+        self._in_doubt = False
         self._failed_at = float("-inf")
         self._outage = Outage(logger, self.outage)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Around what asks the database: what database_errors does, and note its failures."""
+        """Around what asks it: raise what a driver's error means, and note what that says of it."""
         try:
-            with database_errors():
-                yield
-        except DatabaseUnavailable as error:
-            if error.is_noted:  # By the primary, to which a replica's request went on.
-                raise
-            error.is_noted = True
-            self.seen_working = False
-            at_once = self.asked_at_once_when_late and isinstance(error.__cause__, _TOO_LATE)
-            self._failed_at = float("-inf") if at_once else time.monotonic()
-            self._outage.begins(str(error).replace(Database.setting, self.setting))
+            yield
+        except DRIVER_ERRORS as error:
+            self.note(error)
             raise
+
+    def note(self, error: Exception) -> None:
+        """Note what a driver's error says of the database, and raise what it means, if it is known.
+
+        Raises what failures.service_error makes of it.
+        """
+        meant = service_error(error, self.setting)
+        if meant is None:
+            return
+        if isinstance(meant, StatementTimeout):
+            self._in_doubt = True
+        elif isinstance(meant, DatabaseUnavailable):
+            self.fails(str(meant))
+        raise meant from error
 
     def works(self) -> None:
         """Note that it has answered."""
         self.seen_working = True
+        self._in_doubt = False
         self._outage.ends()
+        for call in self.when_awake:
+            call()
+
+    def fails(self, reason: str) -> None:
+        """Note that it does not serve."""
+        self.seen_working = False
+        self._failed_at = time.monotonic()
+        self._outage.begins(reason)
 
     async def is_ready(self) -> bool:
         """Whether its tables are there and it was last seen working."""
@@ -85,8 +101,11 @@ class Database:
 
     @property
     def is_worth_asking(self) -> bool:
-        """Whether it was last seen failing, and not just now."""
-        return not self.seen_working and time.monotonic() - self._failed_at >= PROBE_INTERVAL
+        """Whether it was last seen failing, and not just now; or nobody knows."""
+        has_failed = not self.seen_working
+        return self._in_doubt or (
+            has_failed and time.monotonic() - self._failed_at >= PROBE_INTERVAL
+        )
 
     async def serves(self) -> bool:
         """Whether it was last seen working.
@@ -95,15 +114,24 @@ class Database:
         suspended while nobody needs it is left asleep.
         """
         if self.is_worth_asking:
-            self._failed_at = time.monotonic()  # Other probes need not ask meanwhile.
+            # Other probes need not ask meanwhile.
+            self._in_doubt = False
+            self._failed_at = time.monotonic()
             with suppress(DatabaseUnavailable):
                 async with self.gate:
-                    with self.watched():
-                        async with self.engine.connect() as connection:
-                            await connection.execute(select(TASK_TABLE.c.id).limit(0))
-                    self.works()
+                    await self._ask()
             self._failed_at = time.monotonic()
         return self.seen_working
+
+    async def _ask(self) -> None:
+        try:
+            with self.watched():
+                async with self.engine.connect() as connection:
+                    await connection.execute(select(TASK_TABLE.c.id).limit(0))
+        except StatementTimeout as error:  # Of one that any database in order answers at once.
+            self.fails(str(error))
+        else:
+            self.works()
 
     def for_reading(self) -> "Database":
         """Where a request that only reads is to look."""
@@ -130,11 +158,12 @@ class Database:
         finally:
             await patient.dispose()
 
-    def in_background(self, work: Coroutine[Any, Any, object]) -> None:
+    def in_background[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run it until it is done or the database is closed."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -164,12 +193,10 @@ class Replicated(Database):
             )
 
     def for_reading(self) -> Database:
-        if self.replica.seen_working:
-            return self.replica
         if self.replica.is_worth_asking:
             # The replica's work, so that it ends before its connections are closed.
             self.replica.in_background(self.replica.serves())
-        return self
+        return self.replica if self.replica.seen_working else self
 
     async def close(self) -> None:
         await self.replica.close()
@@ -179,8 +206,6 @@ class Replicated(Database):
 class _Replica(Database):
     setting = "DATABASE_READ_URL"
     outage = "the replica of DATABASE_READ_URL does not serve, and the primary is read from"
-    # There is no hurry: meanwhile the primary answers.
-    asked_at_once_when_late = False
 
     def __init__(self, settings: Settings) -> None:
         url = {"database_url": settings.database_read_url}

@@ -4,32 +4,34 @@
 What the statements say is in queries.py.
 """
 
+import asyncio
+import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
 from sqlalchemy import Dialect, Select, UpdateBase
-from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.pool import PoolProxiedConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from database.database import Database, Session
 from database.failures import DRIVER_ERRORS, database_errors, nothing_sent
-from database.pool import checkin, checkout
+from database.pool import AtHand, give_back, take
 from errors import DatabaseUnavailable
 
 # The connection broke while the statement ran: it may have been done.
 _CONNECTION_LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)
-# It had broken before, or the table has been changed since the statement was prepared: it was not.
+# A pooler gave the statement to a server connection that does not know its name, or knows another's
+# by it.
+_NAME_LOST = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+# The table has been changed since the statement was prepared.
 _TABLE_CHANGED = asyncpg.exceptions.InvalidCachedStatementError
-_NOT_BEGUN = (_TABLE_CHANGED, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # Seconds within which a statement may be run again.
 REPEAT_WITHIN = 0.5
 # Seconds within which a replica that fails leaves the primary time enough.
 AT_ONCE = 0.1
 # Seconds a connection has to answer again after its statement was cut off.
-RECOVERY_TIMEOUT = 2.0
+RECOVERY_TIMEOUT = 1.0
 
 type Rows = list[dict[str, Any]]
 type Converter = Callable[[Any], Any]
@@ -49,9 +51,9 @@ class Statement:
 
     async def rows(self, session: AsyncSession, **values: object) -> Rows:
         """Run it with values for its bind parameters. Raises DatabaseUnavailable."""
+        if isinstance(session, Session) and not session.has_begun:
+            return await self._run_alone(session, values)
         with database_errors():
-            if isinstance(session, Session) and not session.has_begun:
-                return await self._run_alone(session, values)
             # SQLAlchemy knows how the transaction stands, and sends its BEGIN if need be.
             await session.flush()
             connection = await session.connection()
@@ -67,55 +69,52 @@ class Statement:
         database, primary = session.database, session.primary
         if database is not primary:
             try:
-                with database.watched():
-                    return await self._run_on(database, values)
+                return await self._run_on(database, values)
             except (DatabaseUnavailable, asyncpg.PostgresError):
                 # What the replica lacks, such as a new column, the primary has already.
                 if time.monotonic() - session.waiting_since > AT_ONCE:
                     raise
             async with primary.gate:
-                with primary.watched():
-                    return await self._run_on(primary, values)
+                return await self._run_on(primary, values)
         return await self._run_on(database, values)
 
     async def _run_on(self, database: Database, values: Mapping[str, object]) -> Rows:
         # Run again where that can't mean doing the same twice: specs/decisions.md, D11.
         deadline = time.monotonic() + REPEAT_WITHIN
-        repeatable = isinstance(self._statement, Select)
+        losses = 0 if isinstance(self._statement, Select) else 1
         while True:
             try:
-                rows = await self._try_on(database, values)
-            except _CONNECTION_LOST:
-                if not repeatable or time.monotonic() > deadline:
-                    raise
-                repeatable = False
-            except _NOT_BEGUN as error:
-                begun = not isinstance(error, _TABLE_CHANGED) and not nothing_sent(error)
-                if begun or time.monotonic() > deadline:
+                rows = await self._run_once(database, values)
+            except DRIVER_ERRORS as error:
+                losses += isinstance(error, _CONNECTION_LOST)
+                harmless = _not_begun(error) or (isinstance(error, _CONNECTION_LOST) and losses < 2)
+                if not harmless or time.monotonic() > deadline:
+                    database.note(error)
                     raise
             else:
                 database.works()
                 return rows
 
-    async def _try_on(self, database: Database, values: Mapping[str, object]) -> Rows:
+    async def _run_once(self, database: Database, values: Mapping[str, object]) -> Rows:
+        connection = await take(database.engine)
+        driver = connection.driver
         try:
-            pooled = await checkout(database.engine)
-        except InvalidRequestError as error:  # The pool has tried several.
-            raise DatabaseUnavailable("connections break as soon as they are made") from error
-        connection: Any = pooled.driver_connection
-        try:
-            rows = await self._for(database.engine.dialect).fetch(connection, values)
-            if not database.is_postgresql and connection.in_transaction:
+            rows = await self._for(database.engine.dialect).fetch(driver, values)
+            if not database.is_postgresql and driver.in_transaction:
                 # sqlite3 begins a transaction before it writes.
-                await connection.commit()
-        except BaseException as error:
-            if database.is_postgresql and not isinstance(error, asyncpg.PostgresError):
-                # Cut off half-way: what its answer is must be known before it is used again.
-                database.in_background(_recover(database, pooled))
-            else:
-                await checkin(database.engine, pooled)
+                await driver.commit()
+        except asyncpg.PostgresError as error:
+            if isinstance(error, _NAME_LOST):
+                driver.connector.go_without_names()
+            give_back(database.engine, connection)
             raise
-        await checkin(database.engine, pooled)
+        except BaseException as error:
+            # Cut off half-way: what its answer is must be known before it is used again.
+            recovering = database.in_background(_recover(database, connection))
+            if isinstance(error, sqlite3.Error):
+                await asyncio.shield(recovering)
+            raise
+        give_back(database.engine, connection)
         return rows
 
     def _for(self, dialect: Dialect) -> "_Compiled":
@@ -131,7 +130,7 @@ class _Compiled:
     def __init__(self, statement: Select[Any] | UpdateBase, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
         self._sql = str(compiled)
-        self._execute = _EXECUTE[dialect.name]
+        self._run = _RUN[dialect.name]
         self._literals = {name: b.value for name, b in compiled.binds.items() if not b.required}
         self._arguments: list[tuple[str, Converter | None]] = []
         for name in compiled.positiontup or ():
@@ -152,7 +151,7 @@ class _Compiled:
             values[name] if convert is None else convert(values[name])
             for name, convert in self._arguments
         ]
-        found = await self._execute(connection, self._sql, arguments)
+        found = await self._run(connection, self._sql, *arguments)
         # The SQL names these columns and no others; to have that checked takes half as long again.
         rows = [dict(zip(self._columns, row, strict=False)) for row in found]
         for name, convert in self._converters:
@@ -161,28 +160,34 @@ class _Compiled:
         return rows
 
 
-async def _execute_postgresql(connection: Any, sql: str, arguments: list[object]) -> Sequence[Any]:
-    rows: Sequence[Any] = await connection.fetch(sql, *arguments)
-    return rows
+# With what a driver runs a statement; the arguments follow it.
+_RUN: dict[str, Callable[..., Awaitable[Sequence[Any]]]] = {
+    "postgresql": lambda connection, sql, *arguments: connection.fetch(sql, *arguments),
+    "sqlite": lambda connection, sql, *arguments: connection.execute_fetchall(sql, arguments),
+}
 
 
-async def _execute_sqlite(connection: Any, sql: str, arguments: list[object]) -> Sequence[Any]:
-    rows: Sequence[Any] = await connection.execute_fetchall(sql, arguments)
-    return rows
+def _not_begun(error: Exception) -> bool:
+    """Whether the statement was refused before any of it was done."""
+    return isinstance(error, (_TABLE_CHANGED, *_NAME_LOST)) or nothing_sent(error)
 
 
-_EXECUTE = {"postgresql": _execute_postgresql, "sqlite": _execute_sqlite}
+async def _recover(database: Database, connection: AtHand) -> None:
+    """Give back a connection whose statement was cut off, once it answers again, or close it.
 
-
-async def _recover(database: Database, pooled: PoolProxiedConnection) -> None:
-    """Give back a connection whose statement was cut off, once it answers again, or closed.
-
-    asyncpg asks the server to cancel such a statement, and waits for that before the next one.
+    asyncpg asks the server to cancel such a statement, and waits for that before the next one. With
+    SQLite, what was begun is undone.
     """
-    connection: Any = pooled.driver_connection
     try:
-        await connection.fetchval("SELECT 1", timeout=RECOVERY_TIMEOUT)
-    except DRIVER_ERRORS:
-        connection.terminate()
-    finally:
-        await checkin(database.engine, pooled)
+        if not database.is_postgresql:
+            await connection.driver.rollback()
+        elif connection.driver.is_usable:
+            await connection.driver.fetchval("SELECT 1", timeout=RECOVERY_TIMEOUT)
+    except DRIVER_ERRORS as error:
+        connection.pooled.invalidate()
+        database.fails(f"a connection does not answer any more ({type(error).__name__})")
+    except BaseException:
+        connection.pooled.invalidate()
+        raise
+    else:
+        give_back(database.engine, connection)

@@ -13,7 +13,7 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from errors import DatabaseUnavailable, InvalidToken
+from errors import DatabaseUnavailable, InvalidToken, ServiceError, StatementTimeout
 
 # Not all of SQLAlchemyError: most of those are bugs.
 DRIVER_ERRORS = (
@@ -26,10 +26,7 @@ DRIVER_ERRORS = (
     sqlite3.Error,
     OSError,  # Refused, unknown host, TLS; TimeoutError is one.
 )
-_POOLER_HINT = (
-    "the pooler in front of the database loses prepared statements: "
-    "add statement_cache_size=0 to the parameters of DATABASE_URL"
-)
+_POOLER_HINT = "the pooler in front of the database loses prepared statements"
 # What a SQLSTATE that begins so means to an operator; with any other, the database does serve.
 _REASONS = {
     "0A000": "its tables are being changed",
@@ -37,12 +34,12 @@ _REASONS = {
     "08": "the connection is broken",
     "25006": "the database is read-only",
     "26000": _POOLER_HINT,
-    "28P01": "the password in DATABASE_URL is wrong",
-    "28": "the server refuses the user of DATABASE_URL",
+    "28P01": "the password in {setting} is wrong",
+    "28": "the server refuses the user of {setting}",
     "40": "the statement had to give way, on a replica to what its primary has changed",
-    "3D000": "DATABASE_URL names a database that does not exist",
-    "3F000": "the user of DATABASE_URL may use no schema to keep the table task in",
-    "42501": "the user of DATABASE_URL lacks a privilege on the table task or its schema",
+    "3D000": "{setting} names a database that does not exist",
+    "3F000": "the user of {setting} may use no schema to keep the table task in",
+    "42501": "the user of {setting} lacks a privilege on the table task or its schema",
     "42P01": "there is no table task yet",
     "42P05": _POOLER_HINT,
     "53300": "the server is out of connections",
@@ -51,35 +48,44 @@ _REASONS = {
     "57014": "the statement took too long",
     "57": "the server is starting or stopping",
 }
+# These tell of one statement, and nothing of the database.
+_STATEMENT_TOO_LONG = ("55P03", "57014")
 # The one foreign key is the owner's: tables.py.
 _FOREIGN_KEY_VIOLATION = "23503"
 
 
 @contextmanager
-def database_errors() -> Iterator[None]:
-    """Turn a driver's failure to serve into DatabaseUnavailable; a bug of ours stays what it is.
-
-    A task for a user who is no longer there is InvalidToken: the token has outlived its user.
-    """
+def database_errors(setting: str = "DATABASE_URL") -> Iterator[None]:
+    """Raise what `service_error` makes of a driver's error; `setting` is where its URL stands."""
     try:
         yield
     except DRIVER_ERRORS as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        if getattr(cause, "sqlstate", None) == _FOREIGN_KEY_VIOLATION:
-            raise InvalidToken("its user has been deleted") from error
-        reason = _reason(cause)
-        if reason is None:
+        if (meant := service_error(error, setting)) is None:
             raise
-        # The first line: what comes after it is asyncpg's advice.
-        said = str(cause).partition("\n")[0]
-        raise DatabaseUnavailable(f"{reason} ({type(cause).__name__}: {said})") from error
+        raise meant from error
 
 
-def _reason(cause: BaseException | None) -> str | None:
-    """Why the database does not serve, in a sentence; None if it does, and the fault is ours."""
+def service_error(error: BaseException, setting: str) -> ServiceError | None:
+    """What a driver's error means to a client; None for a bug of ours.
+
+    DatabaseUnavailable, as StatementTimeout where it is one statement that took too long.
+    InvalidToken for a task of a user who is no longer there: the token has outlived its user.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) else error
     state = getattr(cause, "sqlstate", None)
-    if state == "0A000" and "cached statement" not in str(cause):
+    if state == _FOREIGN_KEY_VIOLATION:
+        return InvalidToken("its user has been deleted")
+    reason = _reason(cause, state)
+    if reason is None:
         return None
+    # The first line: what comes after it is asyncpg's advice.
+    said = str(cause).partition("\n")[0]
+    too_long = type(cause) is TimeoutError or state in _STATEMENT_TOO_LONG
+    kind = StatementTimeout if too_long else DatabaseUnavailable
+    return kind(f"{reason.format(setting=setting)} ({type(cause).__name__}: {said})")
+
+
+def _reason(cause: BaseException | None, state: str | None) -> str | None:
     if state is not None:
         return next((_REASONS[key] for key in (state, state[:2]) if key in _REASONS), None)
     match cause:
@@ -92,7 +98,7 @@ def _reason(cause: BaseException | None) -> str | None:
         case asyncpg.InterfaceError() | asyncpg.InternalClientError() if not nothing_sent(cause):
             return None  # A call that the driver refuses.
         case ssl.SSLCertVerificationError():
-            return "the server's certificate does not verify, as the sslmode of DATABASE_URL asks"
+            return "the server's certificate does not verify, as the sslmode of {setting} asks"
         case TimeoutError():
             return "it did not answer in time"
         case _:

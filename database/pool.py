@@ -5,25 +5,24 @@ What the URL says of them is in urls.py; who may have one is decided in gate.py.
 """
 
 import asyncio
+import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Coroutine, Mapping
-from contextlib import suppress
+from collections import deque
 from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
-from sqlalchemy.util import await_only as await_
-from sqlalchemy.util import greenlet_spawn
-from sqlalchemy.util.concurrency import in_greenlet
 
 from database.failures import DRIVER_ERRORS, sqlite_code
 from database.urls import connection_arguments
 from settings import Settings
+
+logger = logging.getLogger("tasks.db")
 
 # Seconds an idle connection is trusted: beyond, a firewall may have forgotten it without a word.
 IDLE_BEFORE_PING = 15.0
@@ -32,59 +31,126 @@ PING_TIMEOUT = 0.5
 POOL_GRACE = 0.4
 
 
-class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """Names its prepared statements as no other process does.
+class ConnectTimeout(OSError):
+    """The server let an attempt to connect wait too long, which a slow statement never does."""
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """Names its prepared statements as no other process does, or not at all.
 
     asyncpg counts alike in each process. Behind a pooler that hands one server connection to
     several, and that loses track of statements, a process would run what another prepared under its
     name: a read may be a deletion. Names that nobody else has make that an error, 26000.
     """
 
+    connector: "Connector"
+    names_statements: bool
+
     def _get_unique_id(self, prefix: str) -> str:
         return f"{super()._get_unique_id(prefix)}{secrets.token_hex(6)}"
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, as far as is known without asking, and names no more than it may."""
+        may_name = self.connector.may_name or not self.names_statements
+        return may_name and not self.is_closed()
 
-class _MustWait(Exception):
-    """Outside a greenlet SQLAlchemy's pool can't wait for a connection: see checkout."""
+
+class Connector:
+    """Makes the connections to PostgreSQL, whose statements have names until a pooler loses one."""
+
+    def __init__(self) -> None:
+        self.may_name = True
+
+    async def __call__(self, *arguments: Any, **options: Any) -> Connection:
+        if not self.may_name:
+            options["statement_cache_size"] = 0
+        try:
+            connection: Connection = await asyncpg.connect(*arguments, **options)
+        except TimeoutError as error:
+            raise ConnectTimeout("it did not answer in time") from error
+        connection.connector = self
+        connection.names_statements = options.get("statement_cache_size") != 0
+        return connection
+
+    def go_without_names(self) -> None:
+        """A pooler has lost a statement that was prepared: name none from now on."""
+        if self.may_name:
+            self.may_name = False
+            logger.warning(
+                "a pooler in front of the database loses prepared statements: from now on they "
+                "have no names here, which costs each a second round trip"
+            )
 
 
-def _connect(*arguments: Any, **options: Any) -> Coroutine[Any, Any, Any]:
-    if not in_greenlet():
-        raise _MustWait
-    connecting: Coroutine[Any, Any, Any] = asyncpg.connect(*arguments, **options)
-    return connecting
+class AtHand:
+    """A connection without a transaction, in the pool's form and in the driver's."""
+
+    __slots__ = ("driver", "pooled", "used_at")
+
+    def __init__(self, pooled: PoolProxiedConnection) -> None:
+        self.pooled = pooled
+        self.driver: Any = pooled.driver_connection
+        self.used_at = time.monotonic()
+
+
+class Pool(AsyncAdaptedQueuePool):
+    """SQLAlchemy's pool, and the connections that statements on their own hand to each other.
+
+    To check a connection out and in again takes SQLAlchemy as long as a statement takes asyncpg. So
+    what a Statement has used stays out of SQLAlchemy's pool, at hand for the next one, until a
+    session asks SQLAlchemy for it (specs/decisions.md, D18).
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.at_hand: deque[AtHand] = deque()
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if self.at_hand and not self.checkedin():
+            self._release()
+        return super()._do_get()
+
+    def dispose(self) -> None:
+        while self.at_hand:
+            self._release()
+        super().dispose()
+
+    def _release(self) -> None:
+        connection = self.at_hand.popleft()
+        info = connection.pooled.info
+        connection.pooled.close()
+        info["used_at"] = connection.used_at  # Not now, as _note_use would have it.
 
 
 def create_engine(settings: Settings, statement_timeout: float | None) -> AsyncEngine:
+    """An engine for the database of the settings. Raises SettingsError for a bad URL."""
     url, arguments = connection_arguments(settings.database_url.get_secret_value())
-    if url.get_backend_name() == "sqlite":
-        # One connection: SQLite has one writer at a time, and here writers wait for it in turn
-        # rather than for its lock.
-        engine = create_async_engine(
-            url,
-            hide_parameters=True,
-            poolclass=AsyncAdaptedQueuePool,
-            pool_size=1,
-            max_overflow=0,
-            pool_timeout=POOL_GRACE,
-            connect_args={"timeout": settings.database_statement_timeout},
-        )
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite:
+        arguments = {"timeout": settings.database_statement_timeout}
+    else:
+        arguments = {
+            "async_creator_fn": Connector(),
+            "connection_class": Connection,
+            "timeout": settings.database_connect_timeout,
+            "command_timeout": statement_timeout,
+            **arguments,
+        }
+    engine = create_async_engine(
+        url,
+        hide_parameters=True,
+        poolclass=Pool,
+        # SQLite has one writer at a time, and here writers wait for it in turn rather than for its
+        # lock.
+        pool_size=1 if is_sqlite else settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_GRACE,
+        connect_args=arguments,
+    )
+    if is_sqlite:
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
     else:
-        engine = create_async_engine(
-            url,
-            hide_parameters=True,
-            pool_size=settings.database_pool_size,
-            max_overflow=0,
-            pool_timeout=POOL_GRACE,
-            connect_args={
-                "async_creator_fn": _connect,
-                "connection_class": _Connection,
-                "timeout": settings.database_connect_timeout,
-                "command_timeout": statement_timeout,
-                **arguments,
-            },
-        )
         event.listen(engine.sync_engine, "checkin", _note_use)
         event.listen(engine.sync_engine, "checkout", _discard_dead)
     return engine
@@ -101,7 +167,7 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
             # Another process makes the same file. For this, SQLite does not wait by itself.
             if sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-            await_(asyncio.sleep(0.01))
+            connection.run_async(lambda _: asyncio.sleep(0.01))
     for pragma in ("synchronous = FULL", "foreign_keys = ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
@@ -112,21 +178,20 @@ def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
 
 
 def _discard_dead(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
-    """Have the pool connect anew in place of a connection that is dead, or mute after idling."""
-    driver = connection.driver_connection
-    if driver.is_closed():  # What the server has closed is known as such without a round trip.
-        raise DisconnectionError
-    # Outside a greenlet nothing can be waited for: checkout asks then.
-    if in_greenlet() and _has_idled(record.info) and await_(_is_mute(driver)):
+    """Have SQLAlchemy connect anew in place of a connection that is dead, or mute after idling."""
+    used_at = record.info.get("used_at", float("inf"))
+    if connection.run_async(lambda driver: _is_dead(driver, used_at)):
         raise DisconnectionError
 
 
-def _has_idled(info: Mapping[Any, Any]) -> bool:
-    return bool(time.monotonic() - info.get("used_at", float("inf")) > IDLE_BEFORE_PING)
-
-
-async def _is_mute(driver: Any) -> bool:
-    """Whether a connection does not answer any more; it is closed then."""
+async def _is_dead(driver: Any, used_at: float) -> bool:
+    if not isinstance(driver, Connection):
+        return False  # SQLite's has no server that could go away.
+    # What the server has closed is known as such without a round trip.
+    if not driver.is_usable:
+        return True
+    if time.monotonic() - used_at < IDLE_BEFORE_PING:
+        return False
     try:
         await driver.fetchval("SELECT 1", timeout=PING_TIMEOUT)
     except DRIVER_ERRORS:
@@ -135,31 +200,30 @@ async def _is_mute(driver: Any) -> bool:
     return False
 
 
-async def checkout(engine: AsyncEngine) -> PoolProxiedConnection:
-    """A connection from the pool, to be given back by `checkin`.
-
-    SQLAlchemy takes it in a greenlet, in case it has to wait. That costs several times what the
-    taking does, so what is at hand is taken without one. Raises driver errors,
-    and InvalidRequestError when connections break as soon as they are made.
-    """
-    pool = cast(AsyncAdaptedQueuePool, engine.sync_engine.pool)
-    if engine.dialect.name == "postgresql" and pool.checkedin():
-        # With the connection at hand dead, the pool has to make another.
-        with suppress(_MustWait):
-            pooled = pool.connect()
-            try:
-                if not (_has_idled(pooled.info) and await _is_mute(pooled.driver_connection)):
-                    return pooled
-            except BaseException:  # Cancelled, with the answer still to come.
-                pooled.invalidate()
-                raise
-            pooled.invalidate()
-    return await engine.raw_connection()
+def pool_of(engine: AsyncEngine) -> Pool:
+    return cast(Pool, engine.sync_engine.pool)
 
 
-async def checkin(engine: AsyncEngine, pooled: PoolProxiedConnection) -> None:
-    """Give a connection back on which no transaction has been begun."""
-    if engine.dialect.name == "postgresql":
-        pooled.close()  # As nothing is to be rolled back, there is nothing to wait for.
-    else:
-        await greenlet_spawn(pooled.close)
+async def take(engine: AsyncEngine) -> AtHand:
+    """A connection for statements on their own, to be given back. Raises driver errors."""
+    at_hand = pool_of(engine).at_hand
+    while at_hand:
+        connection = at_hand.pop()
+        try:
+            if not await _is_dead(connection.driver, connection.used_at):
+                return connection
+        except BaseException:  # Cancelled, with the answer still to come.
+            connection.pooled.invalidate()
+            raise
+        connection.pooled.invalidate()
+    try:
+        pooled = await engine.raw_connection()
+    except InvalidRequestError as error:  # The pool has tried several.
+        raise ConnectionError("connections break as soon as they are made") from error
+    return AtHand(pooled)
+
+
+def give_back(engine: AsyncEngine, connection: AtHand) -> None:
+    """Leave it to the next; it must be in no transaction."""
+    connection.used_at = time.monotonic()
+    pool_of(engine).at_hand.append(connection)

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sqlalchemy import Connection, column, event, inspect, select, table, text
+from sqlalchemy import Connection, column, inspect, select, table, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from database.database import Database
@@ -47,7 +47,7 @@ async def upgrade_tables(database: Database) -> None:
 
     Raises DatabaseUnavailable.
     """
-    with database_errors():
+    with database.watched():
         async with asyncio.timeout(UPGRADE_TIMEOUT), database.changing_tables() as connection:
             version = await connection.run_sync(_version)
             if version is None or version < HEAD:
@@ -122,8 +122,7 @@ class _Tables:
     async def keep(self) -> None:
         while True:
             try:
-                with self._database.watched():
-                    await upgrade_tables(self._database)
+                await upgrade_tables(self._database)
                 break
             except DatabaseUnavailable:
                 self.tried.set()
@@ -134,9 +133,9 @@ class _Tables:
             await self._link_owners()
         self.tried.set()
         if self._database.is_postgresql:
-            # Better Auth's migration may come later. A connection that comes back to the pool shows
-            # that the database is awake, so that looking then wakes no suspended one.
-            event.listen(self._database.engine.sync_engine, "checkin", self._look_again)
+            # Better Auth's migration may come later. An answer shows that the database is awake, so
+            # that looking then wakes no suspended one.
+            self._database.when_awake.append(self._look_again)
 
     async def _link_owners(self) -> None:
         self._next_look = time.monotonic() + OWNERS_LOOK_INTERVAL
@@ -148,7 +147,7 @@ class _Tables:
                     "the foreign key to Better Auth's users can't be added yet: %s", error
                 )
 
-    def _look_again(self, *_: object) -> None:
+    def _look_again(self) -> None:
         if not self._linked and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + OWNERS_LOOK_INTERVAL
             self._database.in_background(self._link_owners())

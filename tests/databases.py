@@ -9,9 +9,9 @@ from typing import Any
 
 import asyncpg
 from pydantic import SecretStr
-from sqlalchemy import QueuePool
 
 from database.database import Database, open_database
+from database.pool import pool_of
 from database.tables import keep_tables
 from models import utc_now
 from settings import Settings
@@ -71,10 +71,9 @@ async def execute(url: str, script: str) -> None:
 
 
 def in_use(database: Database) -> int:
-    """Connections that are out of the pool."""
-    pool = database.engine.pool
-    assert isinstance(pool, QueuePool)
-    return pool.checkedout()
+    """Connections that somebody works with."""
+    pool = pool_of(database.engine)
+    return pool.checkedout() - len(pool.at_hand)
 
 
 async def all_returned(database: Database) -> None:

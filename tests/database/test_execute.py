@@ -218,14 +218,13 @@ class TestPostgreSQLFailures:
     ) -> None:
         asked = asyncio.Event()
 
-        async def never_answers(_connection: object) -> bool:
+        async def never_answers(_driver: object, _used_at: float) -> bool:
             asked.set()
             await asyncio.Event().wait()
             return False
 
         await LIST.rows(Session(database), owner="alice")
-        monkeypatch.setattr("database.pool.IDLE_BEFORE_PING", -1.0)
-        monkeypatch.setattr("database.pool._is_mute", never_answers)
+        monkeypatch.setattr("database.pool._is_dead", never_answers)
         waiting = asyncio.create_task(LIST.rows(Session(database), owner="alice"))
         await asked.wait()
         waiting.cancel()

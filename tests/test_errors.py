@@ -61,6 +61,7 @@ ERRORS: dict[str, tuple[int, str, dict[str, str]]] = {
     "UnsupportedMediaType": (415, "Content-Type must be application/json", {}),
     "Unavailable": (503, "Service temporarily unavailable", RETRY),
     "DatabaseUnavailable": (503, "Service temporarily unavailable", RETRY),
+    "StatementTimeout": (503, "Service temporarily unavailable", RETRY),
     "KeysUnavailable": (503, "Service temporarily unavailable", RETRY),
 }
 

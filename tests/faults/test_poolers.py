@@ -136,9 +136,9 @@ class TestOldPooler:
         cure: str,
         rounds: int,
     ) -> None:
-        # Said in advance, no request has to be done again: else, what one server connection has prepared is
-        # asked of another once. `prepared_statement_cache_size=0` is SQLAlchemy's alone and changes
-        # nothing; a size that stays a string is a TypeError in the driver.
+        # Said in advance, no request has to be done again. `prepared_statement_cache_size=0` is
+        # SQLAlchemy's alone and changes nothing; a size that stays a string is a TypeError in the
+        # driver.
         with serving(
             tmp_path, DATABASE_URL=f"{pooled_url}?{cure}", DATABASE_POOL_SIZE=str(CLIENTS)
         ) as service:
@@ -157,9 +157,7 @@ class TestOldPooler:
             assert complaints(service) == []
             assert "unsupported startup parameter" not in pooler.log()
 
-    async def test_needs_no_setting(
-        self, tmp_path: Path, url: str, pooled_url: str, pooler: PgBouncer
-    ) -> None:
+    async def test_needs_no_setting(self, tmp_path: Path, url: str, pooled_url: str) -> None:
         # Without a word of the service's own: four requests in five failed.
         with serving(tmp_path, DATABASE_URL=pooled_url, DATABASE_POOL_SIZE=str(CLIENTS)) as service:
             load = Load(service, rounds=5)

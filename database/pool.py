@@ -105,11 +105,23 @@ class Pool(AsyncAdaptedQueuePool):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.at_hand: deque[AtHand] = deque()
+        self._asking = 0
 
     def _do_get(self) -> ConnectionPoolEntry:
         if self.at_hand and not self.checkedin():
             self._release()
-        return super()._do_get()
+        self._asking += 1
+        try:
+            return super()._do_get()
+        finally:
+            self._asking -= 1
+
+    def put(self, connection: AtHand) -> None:
+        """Have it at hand, or let SQLAlchemy have it where somebody waits for that."""
+        connection.used_at = time.monotonic()
+        self.at_hand.append(connection)
+        if self._asking:
+            self._release()
 
     def dispose(self) -> None:
         while self.at_hand:
@@ -146,6 +158,8 @@ def create_engine(settings: Settings, statement_timeout: float | None) -> AsyncE
         pool_size=1 if is_sqlite else settings.database_pool_size,
         max_overflow=0,
         pool_timeout=POOL_GRACE,
+        # Whoever begins a transaction ends it, so that to give a connection back waits for nothing.
+        pool_reset_on_return=None,
         connect_args=arguments,
     )
     if is_sqlite:
@@ -225,5 +239,4 @@ async def take(engine: AsyncEngine) -> AtHand:
 
 def give_back(engine: AsyncEngine, connection: AtHand) -> None:
     """Leave it to the next; it must be in no transaction."""
-    connection.used_at = time.monotonic()
-    pool_of(engine).at_hand.append(connection)
+    pool_of(engine).put(connection)

@@ -136,7 +136,9 @@ class TestServiceErrors:
         [record] = [record for record in caplog.records if record.name == "tasks.errors"]
         assert record.getMessage() == f"{status} {detail}: the reason"
         # Of an outage its beginning and end are logged, not every request that meets it.
-        assert record.levelno == (logging.DEBUG if status == 503 else logging.INFO)
+        outage = status == 503 and name != "StatementTimeout"
+        level = logging.DEBUG if outage else logging.WARNING if status == 503 else logging.INFO
+        assert record.levelno == level
         assert record.exc_info is None
 
     def test_are_declared_once_a_status(self) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import gc
 import logging
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta, timezone
 
@@ -22,12 +22,15 @@ from databases import (
     settings_for,
     stored,
 )
-from sqlalchemy import func, select, text
+from faults.proxy import Proxy, proxying
+from postgresql import PostgreSQL
+from sqlalchemy import event, func, select, text
 from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from database.database import Database, Session, open_database
-from errors import DatabaseUnavailable
+from database.pool import pool_of
+from errors import DatabaseUnavailable, StatementTimeout
 from models import TASK_TABLE, Task, utc_now
 from queries import COMPLETE, CREATE, DELETE, GET, LIST
 
@@ -309,3 +312,186 @@ class TestPostgreSQLFailures:
             session = Session(database)
             assert await GET.row(session, owner="alice", task_id=2**63 - 1) is None
             assert await DELETE.row(session, owner="alice", task_id=2**31) is None
+
+
+@pytest.fixture
+def proxy(postgresql_server: PostgreSQL) -> Iterator[Proxy]:
+    with proxying(postgresql_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def beyond(proxy: Proxy, postgresql_url: str) -> AsyncIterator[Database]:
+    """A database beyond the proxy, with one connection, on which all statements are known."""
+    settings = {"database_pool_size": 1, "database_statement_timeout": 0.3}
+    async with opened(proxy.url(postgresql_url), **settings) as database:
+        await CREATE.rows(Session(database), **new("known"))
+        await LIST.rows(Session(database), owner="alice")
+        yield database
+
+
+def nobody_works(database: Database) -> Callable[[], bool]:
+    return lambda: in_use(database) == 0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # what other threads and servers do
+            await asyncio.sleep(0.01)
+
+
+class TestExactlyOnce:
+    """specs/decisions.md, D11."""
+
+    async def test_write_whose_answer_was_lost_is_not_done_again(
+        self, beyond: Database, proxy: Proxy, postgresql_url: str
+    ) -> None:
+        proxy.lose_answers(1)
+        with pytest.raises(DatabaseUnavailable):
+            await CREATE.rows(Session(beyond), **new("unknown"))
+        assert await stored(postgresql_url) == ["known", "unknown"]
+        await CREATE.rows(Session(beyond), **new("next"))
+        assert await stored(postgresql_url) == ["known", "unknown", "next"]
+
+    async def test_read_whose_answer_was_lost_is_done_again(
+        self, beyond: Database, proxy: Proxy
+    ) -> None:
+        proxy.lose_answers(1)
+        [row] = await LIST.rows(Session(beyond), owner="alice")
+        assert row["title"] == "known"
+
+    async def test_read_is_done_again_once(self, beyond: Database, proxy: Proxy) -> None:
+        before = proxy.connections
+        proxy.lose_answers(100)
+        with pytest.raises(DatabaseUnavailable):
+            await LIST.rows(Session(beyond), owner="alice")
+        assert proxy.connections == before + 1
+        proxy.lose_answers(0)
+        assert not beyond.seen_working
+        assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
+        assert beyond.seen_working
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            asyncpg.exceptions.InvalidCachedStatementError("the table has changed"),
+            asyncpg.InterfaceError("connection is closed"),
+            asyncpg.InternalClientError("cannot switch to state 2"),
+            asyncpg.InvalidSQLStatementNameError("does not exist"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    async def test_what_never_begins_is_given_up(
+        self, beyond: Database, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+    ) -> None:
+        refused = []
+
+        async def refuse(*_: object, **__: object) -> None:
+            refused.append(refusal)
+            raise refusal
+
+        monkeypatch.setattr(asyncpg.Connection, "fetch", refuse)
+        monkeypatch.setattr("database.execute.REPEAT_WITHIN", 0.05)
+        with pytest.raises(DatabaseUnavailable):
+            await CREATE.rows(Session(beyond), **new("never"))
+        assert len(refused) > 1
+        assert not beyond.seen_working
+
+
+class TestMuteConnection:
+    async def test_is_closed_and_tells_that_the_database_does_not_serve(
+        self, beyond: Database, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        proxy.stall()
+        with pytest.raises(StatementTimeout):
+            await LIST.rows(Session(beyond), owner="alice")
+        assert beyond.seen_working
+        await until(nobody_works(beyond))
+        assert not pool_of(beyond.engine).at_hand
+        assert not beyond.seen_working
+        [record] = [r for r in caplog.records if r.name == "tasks.db"]
+        assert "does not answer any more" in record.message
+        proxy.resume()
+        await until(lambda: proxy.open_connections == 0)
+        assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
+
+
+class TestLateStatement:
+    """specs/decisions.md, D36."""
+
+    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    async def test_is_no_outage(
+        self,
+        database_url: str,
+        locked: int,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("database.database.PROBE_INTERVAL", 3600.0)
+        async with opened(database_url, database_statement_timeout=0.2) as database:
+            asked = questions(database)
+            caplog.clear()
+            with pytest.raises(StatementTimeout):
+                await DELETE.row(Session(database), owner="alice", task_id=locked)
+            await until(nobody_works(database))
+            assert database.seen_working
+            assert caplog.records == []
+            # Whether it serves is asked at once, and once.
+            assert await database.serves()
+            assert await database.serves()
+            assert len(asked) == 1
+
+    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    async def test_is_forgotten_with_the_next_answer(self, database_url: str, locked: int) -> None:
+        async with opened(database_url, database_statement_timeout=0.2) as database:
+            asked = questions(database)
+            with pytest.raises(StatementTimeout):
+                await DELETE.row(Session(database), owner="alice", task_id=locked)
+            await LIST.rows(Session(database), owner="alice")
+            assert await database.serves()
+            assert asked == []
+
+
+def questions(database: Database) -> list[str]:
+    """What is asked from now on through SQLAlchemy, as a probe asks."""
+    asked: list[str] = []
+    event.listen(
+        database.engine.sync_engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, sql, *_: asked.append(sql),
+    )
+    return asked
+
+
+class TestProbes:
+    async def test_ask_once_between_them(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = questions(database)
+        database.fails("a test says so")
+        assert not any([await database.serves() for _ in range(20)])
+        assert asked == []
+        monkeypatch.setattr("database.database.PROBE_INTERVAL", 0.5)
+        await asyncio.sleep(0.5)
+        await asyncio.gather(*(database.serves() for _ in range(20)))
+        assert len(asked) == 1
+        assert await database.serves()
+
+
+class TestPoolerThatLosesNames:
+    """Through a real one: tests/faults/test_poolers.py."""
+
+    async def test_is_gone_without_names_for(
+        self, beyond: Database, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What one server connection knows and another does not, without a pooler."""
+        await stored(beyond.settings.database_url.get_secret_value(), "SELECT 1")
+        [connection] = pool_of(beyond.engine).at_hand
+        await connection.driver.execute("DEALLOCATE ALL")
+        await CREATE.rows(Session(beyond), **new("without a name"))
+        [fresh] = pool_of(beyond.engine).at_hand
+        assert fresh.driver is not connection.driver
+        assert connection.driver.is_closed()
+        assert await fresh.driver.fetchval("SELECT count(*) FROM pg_prepared_statements") == 0
+        assert [r.message for r in caplog.records if "no names" in r.message] != []
+        assert len(caplog.records) == 1

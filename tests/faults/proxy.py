@@ -30,6 +30,7 @@ class Proxy:
         self._delay_up = self._delay_down = 0.0
         self._mute = False
         self._ends_arrive = True
+        self._answers_to_lose = 0
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._acceptor: asyncio.Task[None] | None = None
@@ -89,6 +90,10 @@ class Proxy:
         finally:
             self._ends_arrive = True
             self._call(self._cut, links)
+
+    def lose_answers(self, count: int) -> None:
+        """Reset the connection in place of passing on what the server says next, so many times."""
+        self._answers_to_lose = count
 
     def cut(self) -> None:
         """Reset every present connection."""
@@ -199,6 +204,9 @@ class Proxy:
                 if up and not link.asking:
                     self.round_trips += 1
                 link.asking = up
+                if not up and self._answers_to_lose:
+                    self._answers_to_lose -= 1
+                    raise ConnectionResetError
                 delay = self._delay_up if up else self._delay_down
                 under_way.put_nowait((self._loop.time() + delay, data))
             under_way.put_nowait((self._loop.time(), b""))

@@ -26,7 +26,7 @@ from settings import Settings, SettingsError
 logger = logging.getLogger("tasks.db")
 
 # Any number will do, so long as every process takes the same lock.
-_TABLES_LOCK = 7_236_830_419
+TABLES_LOCK = 7_236_830_419
 # Seconds between two questions whether a database that failed is back, asked on behalf of probes.
 PROBE_INTERVAL = 1.0
 
@@ -151,7 +151,7 @@ class Database:
         patient = create_engine(self.settings, statement_timeout=None)
         try:
             async with patient.begin() as connection:
-                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})")
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({TABLES_LOCK})")
                 # While a change waits for a lock, all others wait behind it: rather try again.
                 await connection.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
                 yield connection

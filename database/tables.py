@@ -10,10 +10,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sqlalchemy import Connection, column, inspect, select, table, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, column, func, inspect, select, table, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from database.database import Database
+from database.database import TABLES_LOCK, Database
 from database.failures import database_errors
 from errors import DatabaseUnavailable
 
@@ -21,17 +22,26 @@ logger = logging.getLogger("tasks.tables")
 
 # Seconds between attempts to reach a database that was not there at the start.
 START_RETRY_INTERVAL = 0.5
-# Seconds between looks for Better Auth's table, while there are requests.
+# Seconds between attempts at a migration that fails by a bug: a later release may mend it.
+BUG_RETRY_INTERVAL = 30.0
+# Seconds between looks for Better Auth's table, while there are requests; and once the foreign key
+# to it has been refused again and again.
 OWNERS_LOOK_INTERVAL = 5.0
+LONGEST_LOOK_INTERVAL = 3600.0
 # Seconds the start waits for the tables; they may take longer while requests get 503.
 START_PATIENCE = 3.0
 # Seconds after which an upgrade is given up, rolled back and begun anew.
 UPGRADE_TIMEOUT = 600.0
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-# The newest of the migrations, and the table in which Alembic keeps what the database has.
-HEAD = "0001"
+# In which Alembic keeps what the database has. Of its own name: another application in the same
+# database may use Alembic too.
 VERSION_TABLE = "task_schema"
+
+
+def versions() -> list[str]:
+    """The migrations there are, by number, oldest first; known without Alembic."""
+    return sorted(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/[0-9]*.py"))
 
 
 async def keep_tables(database: Database) -> None:
@@ -47,12 +57,13 @@ async def upgrade_tables(database: Database) -> None:
 
     Raises DatabaseUnavailable.
     """
+    *older, newest = versions()
     with database.watched():
         async with asyncio.timeout(UPGRADE_TIMEOUT), database.changing_tables() as connection:
             version = await connection.run_sync(_version)
-            if version is None or version < HEAD:
+            if version is None or version in older:
                 await connection.run_sync(_upgrade)
-            elif version > HEAD:
+            elif version != newest:
                 logger.warning(
                     "the tables are those of a newer version of this service: %s", version
                 )
@@ -75,36 +86,64 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
+class LinkRefused(Exception):
+    """PostgreSQL does not let the foreign key be added. The message says what is missing."""
+
+
 async def link_owners(database: Database) -> bool:
-    """Have Better Auth's deletion of a user delete the user's tasks; False while it has no table.
+    """Have Better Auth's deletion of a user delete the user's tasks; False while that can't be.
 
     That is a foreign key, in place of one that would hinder the deletion. Tasks that already belong
-    to nobody are reported and left alone. PostgreSQL only. Raises DatabaseUnavailable.
+    to nobody are reported and left alone. PostgreSQL only. It takes its turn at the gate like a
+    request. Raises DatabaseUnavailable or LinkRefused.
     """
-    with database_errors():
-        async with database.engine.connect() as connection:
-            change = await connection.scalar(text(_OWNER_LINK))
-        if change in (None, "linked"):
-            return change is not None
-        async with database.changing_tables() as connection:
-            # Asked once more, now that nobody else can be at it.
-            change = await connection.scalar(text(_OWNER_LINK))
-            if change in (None, "linked"):
-                return change is not None
-            await connection.execute(text(change))
+    async with database.gate:
+        with database.watched():
+            async with database.engine.begin() as connection:
+                change = await connection.scalar(text(_OWNER_LINK))
+                if change in (None, "linked"):
+                    return change is not None
+                if not await connection.scalar(select(func.pg_try_advisory_xact_lock(TABLES_LOCK))):
+                    return False
+                # Asked once more, now that nobody else can be at it.
+                change = await connection.scalar(text(_OWNER_LINK))
+                if change in (None, "linked"):
+                    return change is not None
+                # While a change waits for a lock, all others wait behind it: rather try again.
+                await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
+                await _change(connection, change)
     logger.info("from now on the deletion of a user in Better Auth deletes the user's tasks")
     await _report_orphans(database)
     return True
 
 
-async def _report_orphans(database: Database) -> None:
-    # After the locks have been released: it takes the longer the more tasks there are.
+async def _change(connection: AsyncConnection, change: str) -> None:
     try:
-        with database_errors():
-            async with database.engine.connect() as connection:
-                orphans = await connection.scalar(text(_COUNT_ORPHANS))
+        await connection.execute(text(change))
+    except DBAPIError as error:
+        match getattr(error.orig, "sqlstate", None):
+            case "42501":
+                raise LinkRefused(
+                    "the database user of this service lacks the privilege to refer to it: "
+                    'GRANT REFERENCES ON "user" TO that user'
+                ) from error
+            case "55P03":  # Somebody has locked it just now.
+                raise
+            case _:
+                said = str(error.orig).partition("\n")[0]
+                raise LinkRefused(f"PostgreSQL refuses it ({said})") from error
+
+
+async def _report_orphans(database: Database) -> None:
+    # After the locks have been released, and not for long: requests may be waiting.
+    try:
+        async with database.gate:
+            with database_errors():
+                async with database.engine.begin() as connection:
+                    await connection.execute(text("SET LOCAL statement_timeout = '200ms'"))
+                    orphans = await connection.scalar(text(_COUNT_ORPHANS))
     except DatabaseUnavailable as error:
-        logger.warning("tasks that belong to no user of Better Auth's were not counted: %s", error)
+        logger.info("tasks that belong to no user of Better Auth's were not counted: %s", error)
     else:
         if orphans:
             logger.warning("%s tasks belong to no user of Better Auth's: left alone", orphans)
@@ -115,41 +154,63 @@ class _Tables:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._linked = False
+        self._look_interval = OWNERS_LOOK_INTERVAL
         self._next_look = 0.0
+        self._refusal = ""
         self.tried = asyncio.Event()
 
     async def keep(self) -> None:
-        while True:
-            try:
-                await upgrade_tables(self._database)
-                break
-            except DatabaseUnavailable:
-                self.tried.set()
-                await asyncio.sleep(START_RETRY_INTERVAL)
+        while not await self._upgraded():
+            pass
         self._database.tables_ready = True
         self._database.works()
-        if self._database.is_postgresql:
-            await self._link_owners()
-        self.tried.set()
         if self._database.is_postgresql:
             # Better Auth's migration may come later. An answer shows that the database is awake, so
             # that looking then wakes no suspended one.
             self._database.when_awake.append(self._look_again)
+            await self._link_owners()
+        self.tried.set()
+
+    async def _upgraded(self) -> bool:
+        try:
+            await upgrade_tables(self._database)
+        except DatabaseUnavailable:
+            wait = START_RETRY_INTERVAL
+        except Exception:
+            wait = BUG_RETRY_INTERVAL
+            logger.exception(
+                "the tables can't be brought up to date, so that requests get 503: "
+                "tried again in %g s",
+                wait,
+            )
+        else:
+            return True
+        self.tried.set()
+        await asyncio.sleep(wait)
+        return False
 
     async def _link_owners(self) -> None:
-        self._next_look = time.monotonic() + OWNERS_LOOK_INTERVAL
+        self._next_look = float("inf")  # Nobody else need look meanwhile.
         try:
-            self._linked = await link_owners(self._database)
-        except (DatabaseUnavailable, SQLAlchemyError) as error:
-            if self._database.seen_working:  # Else the log has told of worse.
+            if await link_owners(self._database):
+                self._database.when_awake.remove(self._look_again)
+            self._look_interval = OWNERS_LOOK_INTERVAL
+        except DatabaseUnavailable:
+            pass  # The log has told.
+        except LinkRefused as error:
+            self._look_interval = min(2 * self._look_interval, LONGEST_LOOK_INTERVAL)
+            if str(error) != self._refusal:
+                self._refusal = str(error)
                 logger.warning(
-                    "the foreign key to Better Auth's users can't be added yet: %s", error
+                    "Better Auth's deletion of a user will not delete the user's tasks, since the "
+                    "foreign key to its users can't be added: %s",
+                    error,
                 )
+        self._next_look = time.monotonic() + self._look_interval
 
     def _look_again(self) -> None:
-        if not self._linked and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + OWNERS_LOOK_INTERVAL
+        if time.monotonic() >= self._next_look:
+            self._next_look = float("inf")
             self._database.in_background(self._link_owners())
 
 

@@ -5,17 +5,16 @@ At start database/tables.py brings its own connection; the `alembic` command rea
 """
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 from alembic import context
 from sqlalchemy import Connection
+from sqlmodel.sql.sqltypes import AutoString
 
 from database.database import open_database
+from database.tables import VERSION_TABLE, versions
 from models import TASK_TABLE
 from settings import get_settings
-
-# Of its own name: another application in the database may use Alembic too.
-VERSION_TABLE = "task_schema"
 
 
 def _is_ours(_object: Any, name: str | None, kind: str, _reflected: bool, _other: Any) -> bool:
@@ -23,9 +22,24 @@ def _is_ours(_object: Any, name: str | None, kind: str, _reflected: bool, _other
     return name == TASK_TABLE.name if kind == "table" else kind != "foreign_key_constraint"
 
 
+def _number(_context: Any, _revision: Any, directives: list[Any]) -> None:
+    """Number the new migration, so that a start can compare them without Alembic's graph."""
+    for script in directives:
+        script.rev_id = f"{int(versions()[-1]) + 1:04}"
+
+
+def _render(kind: str, item: Any, _context: Any) -> str | Literal[False]:
+    """A plain `str` of SQLModel's as the `String` that it is."""
+    if kind == "type" and isinstance(item, AutoString):
+        return f"sa.String({item.length or ''})"
+    return False
+
+
 def _run(connection: Connection) -> None:
     context.configure(
         connection=connection,
+        process_revision_directives=_number,
+        render_item=_render,
         target_metadata=TASK_TABLE.metadata,
         include_object=_is_ours,
         version_table=VERSION_TABLE,

@@ -35,12 +35,18 @@ def until[T](probe: Callable[[], T | None]) -> T:
 class Service:
     """A `uvicorn main:app` on a free port, its working directory and log in `folder`.
 
-    `arguments` are further ones for uvicorn, such as `--workers`.
+    `arguments` are further ones for uvicorn, such as `--workers`; `sources` where the app is.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], *arguments: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        *arguments: str,
+        sources: Path = ROOT,
+    ) -> None:
         self._log = folder / f"service-{secrets.token_hex(4)}.log"
-        command = [sys.executable, "-m", "uvicorn", "main:app", "--app-dir", str(ROOT)]
+        command = [sys.executable, "-m", "uvicorn", "main:app", "--app-dir", str(sources)]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "--port", "0", *arguments],

@@ -191,6 +191,32 @@ class TestGetSession:
         assert (await post(app)).status_code == 201
         assert await stored(database_url) == titles
 
+    async def test_asks_nothing_of_tables_that_are_not_up_to_date(
+        self, app: FastAPI, database: Database
+    ) -> None:
+        entered = []
+
+        @app.post("/")
+        async def endpoint(_session: SessionDep) -> None:
+            entered.append("the endpoint")
+
+        database.tables_ready = False
+        assert (await post(app)).status_code == 503
+        assert entered == []
+        database.tables_ready = True
+        assert (await post(app)).status_code == 200
+
+    async def test_notes_that_the_database_works_again(
+        self, app: FastAPI, database: Database
+    ) -> None:
+        @app.post("/")
+        async def endpoint(session: SessionDep) -> None:
+            await add_by_sql(session)
+
+        database.fails("a test says so")
+        assert (await post(app)).status_code == 200
+        assert database.seen_working
+
     async def test_request_that_waited_too_long_is_a_503(
         self, app: FastAPI, database: Database
     ) -> None:

@@ -3,27 +3,35 @@
 
 import logging
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import asyncpg
+import httpx
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from databases import stored
+from service import Service, running, until
+from support import SECRET, Caller
 
 from database.database import open_database
-from database.tables import HEAD, MIGRATIONS, keep_tables
+from database.tables import MIGRATIONS, keep_tables, upgrade_tables, versions
 from settings import get_settings
 
 ROOT = Path(__file__).parents[1]
 
 
-def alembic(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def alembic(url: str, *arguments: str, sources: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The command as `make migrate` and `make check` run it."""
     return subprocess.run(
         [sys.executable, "-m", "alembic", *arguments],
-        cwd=ROOT,
+        cwd=sources,
         env={
             "PATH": os.environ["PATH"],
             "DATABASE_URL": url,
@@ -36,10 +44,12 @@ def alembic(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class TestMigrations:
-    def test_end_where_the_service_expects(self) -> None:
+    def test_are_numbered_in_the_order_of_alembics_graph(self) -> None:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+        graph = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+        assert versions() == graph[::-1]
+        assert versions() == [f"{number:04}" for number in range(1, len(graph) + 1)]
 
     def test_make_what_the_models_say(self, database_url: str) -> None:
         assert alembic(database_url, "upgrade", "head").returncode == 0
@@ -113,3 +123,114 @@ class TestStart:
             await keep_tables(database)
             assert await database.is_ready()
         assert "newer version" in log.text
+
+    async def test_of_a_missing_version_brings_the_tables_up_to_date(
+        self, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert alembic(database_url, "upgrade", "head").returncode == 0
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        async with open_database(get_settings()) as database:
+            await upgrade_tables(database)
+            await keep_tables(database)
+            assert await database.is_ready()
+
+
+FILES = ("*.py", "*.mako", "*.toml")
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of the project without its tests."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *FILES],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    copy = tmp_path / "sources"
+    for name in listed.stdout.split():
+        if not name.startswith(("tests/", "benchmarks/", "examples/")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+def served(folder: Path, sources: Path, url: str) -> AbstractContextManager[Service]:
+    environment = {"BETTER_AUTH_SECRET": SECRET, "DATABASE_URL": url}
+    return running(Service(folder, environment, sources=sources))
+
+
+FIELD = """    completed: bool = Field(
+"""
+NEW_FIELD = """    colour: str = Field(default="", sa_column_kwargs={"server_default": ""})
+"""
+
+
+class TestRecipe:
+    """The one in CLAUDE.md, to the end."""
+
+    def command(self) -> list[str]:
+        guide = (ROOT / "CLAUDE.md").read_text()
+        found = re.search(r"`\.venv/bin/alembic (revision\s+--autogenerate -m \"[^\"]*\")`", guide)
+        assert found
+        return shlex.split(found[1])
+
+    async def test_adds_a_column_to_a_table_in_use(
+        self, tmp_path: Path, sources: Path, database_url: str
+    ) -> None:
+        with served(tmp_path, sources, database_url) as service:
+            async with service.client() as http:
+                await Caller(http, "alice").add()
+        models = sources / "models.py"
+        before, field, after = models.read_text().rpartition(FIELD)
+        assert field
+        models.write_text(before + NEW_FIELD + field + after)
+        made = alembic(database_url, *self.command(), sources=sources)
+        assert made.returncode == 0, made.stderr
+        number = f"{len(versions()) + 1:04}"
+        [migration] = (sources / "migrations/versions").glob(f"{number}_*.py")
+        assert "sqlmodel" not in migration.read_text()
+        for start in ("first", "second"):
+            with served(tmp_path, sources, database_url) as service:
+                async with service.client() as http:
+                    assert (await http.get("/health/ready")).status_code == 200
+                    assert len((await Caller(http, "alice").get()).json()) == 1
+                assert "newer version" not in service.log(), start
+        assert await stored(database_url, "SELECT colour FROM task") == [""]
+        assert await stored(database_url, "SELECT version_num FROM task_schema") == [number]
+        checked = alembic(database_url, "check", sources=sources)
+        assert checked.returncode == 0, checked.stdout
+
+
+BUG = """
+def upgrade() -> None:
+    if not (Path(__file__).parent / "mended").exists():
+        raise ZeroDivisionError("a bug in the migration")
+"""
+
+
+class TestMigrationWithABug:
+    async def test_is_said_plainly_and_tried_again(
+        self, tmp_path: Path, sources: Path, database_url: str
+    ) -> None:
+        number, before = f"{len(versions()) + 1:04}", versions()[-1]
+        folder = sources / "migrations/versions"
+        (folder / f"{number}_bug.py").write_text(
+            f"from pathlib import Path\nrevision = {number!r}\ndown_revision = {before!r}\n{BUG}"
+        )
+        tables = sources / "database/tables.py"
+        patient = tables.read_text()
+        assert "BUG_RETRY_INTERVAL = 30.0" in patient
+        tables.write_text(patient.replace("BUG_RETRY_INTERVAL = 30.0", "BUG_RETRY_INTERVAL = 0.2"))
+        with served(tmp_path, sources, database_url) as service:
+            async with service.client() as http:
+                assert (await http.get("/health")).status_code == 200
+                assert (await http.get("/health/ready")).status_code == 503
+                assert (await Caller(http, "alice").get()).status_code == 503
+                until(lambda: service.log().count("a bug in the migration") > 1)
+                assert "the tables can't be brought up to date" in service.log()
+                (folder / "mended").touch()
+                ready = f"http://127.0.0.1:{service.port}/health/ready"
+                until(lambda: httpx.get(ready, trust_env=False).status_code == 200)
+                assert (await Caller(http, "alice").get()).status_code == 200

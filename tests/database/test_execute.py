@@ -476,6 +476,10 @@ class TestProbes:
         await asyncio.gather(*(database.serves() for _ in range(20)))
         assert len(asked) == 1
         assert await database.serves()
+        with pytest.raises(StatementTimeout), database.watched():
+            raise TimeoutError
+        await asyncio.gather(*(database.serves() for _ in range(20)))
+        assert len(asked) == 2
 
 
 class TestPoolerThatLosesNames:

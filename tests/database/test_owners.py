@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from itertools import pairwise
 from typing import Any, Final
 
 import asyncpg
@@ -17,6 +18,8 @@ import pytest
 from fastapi import FastAPI
 from support import Caller, assert_error
 
+from database import tables
+from database.database import Database
 from main import app, lifespan
 
 CASCADE: Final = "c"
@@ -638,6 +641,34 @@ class TestUsersOfAnotherRole:
             assert await auth.owners() == ["alice"]
 
     @pytest.mark.usefixtures("impatient")
+    async def test_are_asked_for_once_and_then_rarely(
+        self,
+        run: Run,
+        auth: BetterAuth,
+        url: str,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        looks = []
+        look = tables.link_owners
+
+        async def noting(database: Database) -> bool:
+            looks.append(time.monotonic())
+            return await look(database)
+
+        monkeypatch.setattr(tables, "link_owners", noting)
+        await auth.migrate()
+        async with run(url) as users:
+            async with asyncio.timeout(30):
+                while len(looks) < 5:
+                    assert (await users("alice").get()).status_code == 200
+        [line] = complaints(caplog)
+        assert 'GRANT REFERENCES ON "user"' in line
+        assert "the table task" not in line
+        between = [later - earlier for earlier, later in pairwise(looks)]
+        assert all(wait >= LOOK_INTERVAL * 2**n for n, wait in enumerate(between, 1))
+
+    @pytest.mark.usefixtures("impatient")
     async def test_are_tied_once_that_is_granted(
         self, run: Run, auth: BetterAuth, url: str
     ) -> None:
@@ -650,6 +681,46 @@ class TestUsersOfAnotherRole:
             await users("alice").add()
             await auth.delete("alice")
             assert await auth.owners() == []
+
+
+class TestGate:
+    """What is done in the background takes its turn, and its connection, like a request."""
+
+    @pytest.fixture(autouse=True)
+    def one_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DATABASE_POOL_SIZE", "1")
+
+    @pytest.mark.usefixtures("impatient")
+    async def test_is_never_passed_by_a_look(self, run: Run, auth: BetterAuth) -> None:
+        peak = 0
+        async with run() as users:
+            end = time.monotonic() + 10 * LOOK_INTERVAL
+            while time.monotonic() < end:
+                answers = await asyncio.gather(*(users("alice").get() for _ in range(5)))
+                assert {answer.status_code for answer in answers} == {200}
+                peak = max(peak, await self.connections(auth))
+            await auth.migrate()
+            while not await auth.is_linked():
+                assert (await users("alice").get()).status_code == 200
+                peak = max(peak, await self.connections(auth))
+        assert peak == 1
+
+    async def connections(self, auth: BetterAuth) -> int:
+        count: int = await auth.connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'task-api'"
+        )
+        return count
+
+    async def test_is_not_held_for_long_to_count_orphans(
+        self, run: Run, auth: BetterAuth, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tables, "_COUNT_ORPHANS", "SELECT 1 FROM pg_sleep(60)")
+        async with run() as users:
+            await users("alice").add()
+        await auth.migrate()
+        async with run() as users:
+            await until(auth.is_linked)
+            assert (await users("alice").get()).status_code == 200
 
 
 # --- SQLite -----------------------------------------------------------------------------------

@@ -28,12 +28,15 @@ ALGORITHMS: dict[str, tuple[str, str | None]] = {
     "RS256": ("RSA", None),
     "PS256": ("RSA", None),
 }
+# The name of the task that fetches them.
+FETCH = "fetch of the key set"
+
 MIN_RSA_BITS = 2048
 MAX_KEY_SET_BYTES = 64 * 1024
 
 # Seconds.
 FETCH_TIMEOUT = 2.0
-FRESH_FOR = 300.0
+REFRESH_AFTER = 240.0
 USABLE_FOR = 3600.0
 COOLDOWN = 2.0
 
@@ -42,7 +45,8 @@ PATIENCE = 2
 
 
 class KeySet:
-    """The keys by `kid`, fetched on first need and kept for five minutes.
+    """The keys by `kid`, fetched on first need, and again in the background when they are used and
+    four minutes old, so that a known key never waits.
 
     When the server fails, or publishes no key, the last good ones stay in use for an hour: an
     outage must not log people out. Better Auth publishes a key no earlier than its first token, so
@@ -64,6 +68,7 @@ class KeySet:
     async def close(self) -> None:
         if self._fetching is not None:
             self._fetching.cancel()
+            await asyncio.wait([self._fetching])
         if self._client is not None:
             await self._client.aclose()
 
@@ -73,11 +78,8 @@ class KeySet:
         Raises InvalidToken when the server has no such key, KeysUnavailable when it can't be asked.
         """
         asked = time.monotonic()
-        if asked - self._good_at > FRESH_FOR:
-            fetching = self._fetch()
-            # In an outage nobody waits for the server while there are keys to go on with.
-            if fetching is not None and not (self._failing and self._usable()):
-                await asyncio.shield(fetching)
+        if asked - self._good_at > REFRESH_AFTER:
+            self._fetch()  # Nobody waits for it who has a key to go on with.
         if kid not in self._usable():
             await self._look_again(kid, asked)
         if self._looked_at >= asked and not self._failing:  # Not in vain.
@@ -111,7 +113,7 @@ class KeySet:
     def _fetch(self) -> asyncio.Task[None] | None:
         """The fetch under way, or a new one, or None during a cooldown."""
         if self._fetching is None and not self._is_blocked():
-            self._fetching = asyncio.create_task(self._replace_keys())
+            self._fetching = asyncio.create_task(self._replace_keys(), name=FETCH)
         return self._fetching
 
     async def _replace_keys(self) -> None:

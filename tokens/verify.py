@@ -22,7 +22,9 @@ AHEAD_LEEWAY = 30
 EXPIRY_LEEWAY = 10
 # The end of the year 9999; a later time is no time.
 LAST_SECOND = 253_402_300_799
+# Of these only so many are remembered, and so many bytes of them: the oldest goes first.
 REMEMBERED_TOKENS = 4096
+REMEMBERED_BYTES = 4 * 1024 * 1024
 
 # Signatures only: the claims are checked here, more strictly than PyJWT would.
 _JWS = jwt.PyJWS()
@@ -52,6 +54,7 @@ class TokenVerifier:
         self._issuer = settings.issuer
         self._audience = settings.audience
         self._verdicts: dict[str, _Verdict] = {}
+        self._bytes = 0
 
     async def subject(self, token: str) -> str:
         """The `sub` of a valid token.
@@ -61,12 +64,21 @@ class TokenVerifier:
         verdict = self._verdicts.get(token)
         if verdict is None or not await self._still_holds(verdict):
             verdict = await self._judge(token)
-            if len(self._verdicts) >= REMEMBERED_TOKENS:
-                del self._verdicts[next(iter(self._verdicts))]
-            self._verdicts[token] = verdict
+            self._remember(token, verdict)
         if time.time() >= verdict.expiry + EXPIRY_LEEWAY:
             raise ExpiredToken("exp is past")
         return verdict.subject
+
+    def _remember(self, token: str, verdict: _Verdict) -> None:
+        self._forget(token)
+        self._verdicts[token] = verdict
+        self._bytes += len(token)
+        while len(self._verdicts) > REMEMBERED_TOKENS or self._bytes > REMEMBERED_BYTES:
+            self._forget(next(iter(self._verdicts)))
+
+    def _forget(self, token: str) -> None:
+        if self._verdicts.pop(token, None) is not None:
+            self._bytes -= len(token)
 
     async def _still_holds(self, verdict: _Verdict) -> bool:
         if verdict.key is None or self._key_set is None:

@@ -959,6 +959,27 @@ class TestRememberedVerdict:
         assert len(signature_checks) == 20
         assert len(set(signature_checks)) == 10
 
+    async def test_is_one_of_a_bounded_number_of_bytes(
+        self,
+        client: httpx.AsyncClient,
+        monkeypatch: pytest.MonkeyPatch,
+        signature_checks: list[bytes],
+    ) -> None:
+        monkeypatch.setattr("tokens.verify.REMEMBERED_BYTES", 3 * 8192)
+        small = [f"Bearer {sign('alice', jti=str(number))}" for number in range(10)]
+        for authorization in small * 2:
+            assert_verdict(await ask(client, authorization), GOOD)
+        assert len(signature_checks) == 10  # All of them are remembered.
+        large = [f"Bearer {token(payload=claims(filler='x' * 5900 + n))}" for n in "abcd"]
+        for authorization in large:
+            assert_verdict(await ask(client, authorization), GOOD)
+        assert len(signature_checks) == 14
+        assert_verdict(await ask(client, large[-1]), GOOD)
+        assert len(signature_checks) == 14
+        for authorization in (large[0], small[0]):  # Both had to go.
+            assert_verdict(await ask(client, authorization), GOOD)
+        assert len(signature_checks) == 16
+
 
 # --- What is not said -------------------------------------------------------------------------
 

@@ -416,6 +416,40 @@ class TestMuteConnection:
         assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
 
 
+class TestIdleConnection:
+    """One that a firewall has forgotten, without a word, is asked before it is used."""
+
+    @pytest.fixture(autouse=True)
+    def idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("database.pool.IDLE_BEFORE_PING", 0.1)
+
+    async def test_is_replaced_for_a_statement(self, beyond: Database, proxy: Proxy) -> None:
+        with proxy.stranded():
+            await asyncio.sleep(0.2)
+            assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
+
+    async def test_is_replaced_for_a_session(self, beyond: Database, proxy: Proxy) -> None:
+        with proxy.stranded():
+            await asyncio.sleep(0.2)
+            async with Session(beyond) as session:
+                assert len((await session.exec(select_entities(Task))).all()) == 1
+
+
+class TestMuteServer:
+    async def test_is_an_outage_and_no_late_statement(
+        self, proxy: Proxy, postgresql_url: str
+    ) -> None:
+        url = proxy.url(postgresql_url)
+        async with opened(url, database_connect_timeout=0.2) as database:
+            proxy.stall()
+            proxy.cut()
+            await until(lambda: proxy.open_connections == 0)
+            with pytest.raises(DatabaseUnavailable) as raised:
+                await CREATE.rows(Session(database), **new("in vain"))
+            assert not isinstance(raised.value, StatementTimeout)
+            assert not database.seen_working
+
+
 class TestLateStatement:
     """specs/decisions.md, D36."""
 

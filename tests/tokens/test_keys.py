@@ -1138,6 +1138,24 @@ class TestFlood:
         assert len(times) <= 1 + (time.monotonic() - started) / self.COOLDOWN
         assert all(later - earlier >= self.COOLDOWN for earlier, later in pairwise(times))
 
+    async def test_is_refused_at_once_after_two_fetches_in_vain(
+        self,
+        client: httpx.AsyncClient,
+        server: KeyServer,
+        issuer: Issuer,
+        clock: Clock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        set_cooldown(monkeypatch, 60.0)
+        assert_verdict(await ask(client, issuer.token()), GOOD)
+        async with asyncio.timeout(20):
+            for kid, fetches in (("first", 2), ("second", 3), ("third", 3)):
+                token = issuer.token(header={"kid": kid})
+                assert_verdict(await ask(client, token), INVALID)
+                assert len(server.fetches) == fetches
+                if kid == "first":
+                    clock.advance(61)
+
     async def test_of_a_thousand_unknown_kids_at_once_is_few_fetches(
         self,
         client: httpx.AsyncClient,

@@ -5,7 +5,7 @@ What a client may send and sees is in schemas.py.
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 from sqlmodel import Field, SQLModel
 
 TITLE_LENGTH = 200
@@ -66,7 +67,9 @@ class advance(FunctionElement[datetime]):  # named like the SQL function it stan
 @compiles(advance, "postgresql")
 def _advance_postgresql(element: advance, compiler: SQLCompiler, **kw: Any) -> str:
     now, before = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"greatest({now}, {before} + interval '1 microsecond')"
+    # Immutable, unlike timestamptz + interval: Citus takes nothing else in a CASE.
+    after = f"timezone('UTC', timezone('UTC', {before}) + interval '1 microsecond')"
+    return f"greatest({now}, {after})"
 
 
 @compiles(advance, "sqlite")
@@ -75,6 +78,22 @@ def _advance_sqlite(element: advance, compiler: SQLCompiler, **kw: Any) -> str:
     # SQLite's clock functions know milliseconds only: the next one, in UTCDateTime's text form.
     after = f"strftime('%Y-%m-%d %H:%M:%f', {before}, '+0.001 seconds') || '000'"
     return f"max({now}, {after})"
+
+
+class RFC3339(TypeDecorator[str]):
+    """An instant as clients see it: UTC with six digits of a second."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        # On SQLite it comes as the text that it is to be.
+        return dialect.type_descriptor(String() if dialect.name == "sqlite" else self.impl_instance)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        if dialect.name == "sqlite" or value is None:
+            return cast(str | None, value)
+        return f"{value.astimezone(UTC).isoformat(timespec='microseconds')[:-6]}Z"
 
 
 class rfc3339(FunctionElement[str]):  # named as a SQL function would be
@@ -104,6 +123,23 @@ def _rfc3339_sqlite(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
         f"THEN replace({instant}, ' ', 'T') "
         f"ELSE strftime('%Y-%m-%dT%H:%M:%f', {instant}) || '000' END || 'Z'"
     )
+
+
+class returned_rfc3339(FunctionElement[str]):  # as the SQL function of which it is a variant
+    """The same in a RETURNING, where the service writes it: Citus takes only what is immutable."""
+
+    type = RFC3339()
+    inherit_cache = True
+
+
+@compiles(returned_rfc3339, "postgresql")
+def _returned_postgresql(element: returned_rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)
+
+
+@compiles(returned_rfc3339, "sqlite")
+def _returned_sqlite(element: returned_rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(rfc3339(*element.clauses), **kw)
 
 
 class User(SQLModel, table=True):

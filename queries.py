@@ -4,6 +4,7 @@
 How a statement is run is told in database/execute.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
@@ -24,19 +25,28 @@ from sqlalchemy import (
 )
 
 from db import Statement
-from models import TASK_TABLE, UTCDateTime, advance, rfc3339
+from models import TASK_TABLE, UTCDateTime, advance, returned_rfc3339, rfc3339
 
 _task = TASK_TABLE.c
-# A task as clients see it: rows of these columns are JSON without another word.
-_public = (
-    _task.id,
-    _task.user_id,
-    _task.title,
-    _task.description,
-    _task.completed,
-    rfc3339(_task.created_at).label("created_at"),
-    rfc3339(_task.updated_at).label("updated_at"),
-)
+
+
+def _public(
+    instant: Callable[[ColumnElement[Any]], ColumnElement[Any]],
+) -> tuple[ColumnElement[Any], ...]:
+    """A task as clients see it: rows of these columns are JSON without another word."""
+    return (
+        _task.id,
+        _task.user_id,
+        _task.title,
+        _task.description,
+        _task.completed,
+        instant(_task.created_at).label("created_at"),
+        instant(_task.updated_at).label("updated_at"),
+    )
+
+
+_selected = _public(rfc3339)
+_returned = _public(returned_rfc3339)
 _now = bindparam("now", type_=UTCDateTime())
 _new_title = bindparam("new_title", type_=String())
 _new_description = bindparam("new_description", type_=String())
@@ -56,7 +66,10 @@ def _update(**values: ColumnElement[Any]) -> Statement:
     changed = or_(*(value.is_distinct_from(_task[name]) for name, value in values.items()))
     moved = case((changed, advance(_now, _task.updated_at)), else_=_task.updated_at)
     return Statement(
-        update(TASK_TABLE).where(_this_task).values(**values, updated_at=moved).returning(*_public)
+        update(TASK_TABLE)
+        .where(_this_task)
+        .values(**values, updated_at=moved)
+        .returning(*_returned)
     )
 
 
@@ -66,7 +79,7 @@ def _update(**values: ColumnElement[Any]) -> Statement:
 _no_limit = select(literal_column("9223372036854775807")).scalar_subquery()
 
 LIST = Statement(
-    select(*_public)
+    select(*_selected)
     .where(_owned())
     .order_by(_task.created_at.desc(), _task.id.desc())
     .limit(_no_limit)
@@ -81,9 +94,9 @@ CREATE = Statement(
         created_at=_now,
         updated_at=_now,
     )
-    .returning(*_public)
+    .returning(*_returned)
 )
-GET = Statement(select(*_public).where(_this_task))
+GET = Statement(select(*_selected).where(_this_task))
 # A NULL title or completed stands for "as it is"; a description may be set to NULL, hence the flag.
 UPDATE = _update(
     title=func.coalesce(_new_title, _task.title),

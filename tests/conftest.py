@@ -1,6 +1,7 @@
 # [Task]: T015 [From]: specs/requirements.md
 """The suite's fixtures: both databases, the app with its lifespan run, and callers of it."""
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,13 +9,20 @@ from tempfile import TemporaryDirectory
 import asyncpg
 import httpx
 import pytest
-from databases import opened
+from cluster import Cluster, citus
+from databases import execute, opened
 from postgresql import PostgreSQL
 from support import SECRET, Caller
 
 from database.database import Database
 from main import app
 from settings import Settings
+
+# docs/scaling.md has the same, online.
+DISTRIBUTE = """
+    ALTER TABLE task DROP CONSTRAINT task_pkey, ADD PRIMARY KEY (user_id, id);
+    SELECT create_distributed_table('task', 'user_id');
+"""
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +56,27 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/tasks.db"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(scope="session")
+def citus_cluster() -> Iterator[Cluster]:
+    with citus() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def citus_url(citus_cluster: Cluster) -> str:
+    """The URL of a cluster whose table of tasks is distributed, and empty."""
+    url = await citus_cluster.empty()
+    async with opened(url):
+        pass
+    await execute(url, DISTRIBUTE)
+    return url
+
+
+# `make distributed` has it be Citus.
+DATABASES = os.environ.get("TEST_DATABASES", "sqlite postgresql").split()
+
+
+@pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest) -> str:
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url

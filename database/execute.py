@@ -46,7 +46,7 @@ class Statement:
     """
 
     def __init__(self, statement: Select[Any] | UpdateBase) -> None:
-        self._statement = statement
+        self.core = statement
         self._compiled: dict[str, _Compiled] = {}
 
     async def rows(self, session: AsyncSession, **values: object) -> Rows:
@@ -57,7 +57,7 @@ class Statement:
             # SQLAlchemy knows how the transaction stands, and sends its BEGIN if need be.
             await session.flush()
             connection = await session.connection()
-            result = await connection.execute(self._statement, values)
+            result = await connection.execute(self.core, values)
             return [dict(row) for row in result.mappings()]
 
     async def row(self, session: AsyncSession, **values: object) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ class Statement:
     async def _run_on(self, database: Database, values: Mapping[str, object]) -> Rows:
         # Run again where that can't mean doing the same twice: specs/decisions.md, D11.
         deadline = time.monotonic() + REPEAT_WITHIN
-        losses = 0 if isinstance(self._statement, Select) else 1
+        losses = 0 if isinstance(self.core, Select) else 1
         while True:
             try:
                 rows = await self._run_once(database, values)
@@ -120,7 +120,7 @@ class Statement:
     def _for(self, dialect: Dialect) -> "_Compiled":
         compiled = self._compiled.get(dialect.name)
         if compiled is None:
-            compiled = self._compiled[dialect.name] = _Compiled(self._statement, dialect)
+            compiled = self._compiled[dialect.name] = _Compiled(self.core, dialect)
         return compiled
 
 

@@ -36,6 +36,13 @@ SETTINGS: Mapping[str, object] = MappingProxyType(
 )
 
 
+# docs/scaling.md has the same, online.
+DISTRIBUTE = """
+    ALTER TABLE task DROP CONSTRAINT task_pkey, ADD PRIMARY KEY (user_id, id);
+    SELECT create_distributed_table('task', 'user_id');
+"""
+
+
 class Node:
     """One server of the cluster, on a free port of 127.0.0.1; it trusts everyone."""
 
@@ -83,10 +90,15 @@ class Cluster:
         self.coordinator = coordinator
         self.workers = workers
 
-    async def prepare(self) -> None:
-        """Make every node part of it."""
+    async def prepare_workers(self) -> None:
+        """Give the servers the extension, as they need it to be asked to join."""
         for node in (self.coordinator, *self.workers):
-            await _execute(node.url(), "CREATE EXTENSION citus")
+            await _execute(node.url(), "CREATE EXTENSION IF NOT EXISTS citus")
+            await _trust_citus(node.url())
+
+    async def join(self) -> None:
+        """Make every server part of the cluster."""
+        await self.prepare_workers()
         host = f"SELECT citus_set_coordinator_host('127.0.0.1', {self.coordinator.port})"
         await _execute(self.coordinator.url(), host)
         for worker in self.workers:
@@ -106,6 +118,18 @@ class Cluster:
         return url
 
 
+async def _trust_citus(url: str) -> None:
+    """Let it decode what is written, to distribute a table online, where servers ask for that."""
+    name = "output_plugin_libraries"
+    connection = await asyncpg.connect(url)
+    trusted = await connection.fetchval("SELECT current_setting($1, true)", name)
+    if trusted is not None:
+        names = ", ".join(f"'{library.strip()}'" for library in f"{trusted},citus".split(","))
+        await connection.execute(f"ALTER SYSTEM SET {name} = {names}")
+        await connection.execute("SELECT pg_reload_conf()")
+    await connection.close()
+
+
 async def _execute(url: str, sql: str) -> None:
     connection = await asyncpg.connect(url)
     await connection.execute(sql)
@@ -113,8 +137,8 @@ async def _execute(url: str, sql: str) -> None:
 
 
 @contextmanager
-def citus(workers: int = 2) -> Iterator[Cluster]:
-    """A cluster that is up, until this ends."""
+def citus(workers: int = 2, *, joined: bool = True) -> Iterator[Cluster]:
+    """A cluster that is up, until this ends; without `joined`, servers that may become one."""
     with TemporaryDirectory(prefix="task-api-citus-") as name:
         Path(name).chmod(0o755)
         folders = [Path(name, f"node-{number}") for number in range(workers + 1)]
@@ -125,7 +149,8 @@ def citus(workers: int = 2) -> Iterator[Cluster]:
             list(threads.map(Node.start, nodes))
         cluster = Cluster(nodes[0], nodes[1:])
         try:
-            asyncio.run(cluster.prepare())
+            if joined:
+                asyncio.run(cluster.join())
             yield cluster
         finally:
             for node in (cluster.coordinator, *cluster.workers):

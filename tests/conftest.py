@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import asyncpg
 import httpx
 import pytest
-from cluster import Cluster, citus
+from cluster import DISTRIBUTE, Cluster, citus
 from databases import execute, opened
 from postgresql import PostgreSQL
 from support import SECRET, Caller
@@ -17,12 +17,6 @@ from support import SECRET, Caller
 from database.database import Database
 from main import app
 from settings import Settings
-
-# docs/scaling.md has the same, online.
-DISTRIBUTE = """
-    ALTER TABLE task DROP CONSTRAINT task_pkey, ADD PRIMARY KEY (user_id, id);
-    SELECT create_distributed_table('task', 'user_id');
-"""
 
 
 @pytest.fixture(scope="session")

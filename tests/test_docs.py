@@ -128,6 +128,13 @@ class TestReadme:
             )
 
 
+class TestFiguresOfCitus:
+    def test_are_the_recorded_ones(self) -> None:
+        table = (ROOT / "benchmarks/results/distributed.md").read_text()
+        assert len(table.splitlines()) == 8
+        assert table in (ROOT / "docs/scaling.md").read_text()
+
+
 class TestFigures:
     """What the README says of speed was measured: its tables are those of the last full run."""
 

@@ -353,7 +353,7 @@ class TestAdvance:
 
 
 STATEMENTS = {
-    name: value._statement for name, value in vars(queries).items() if isinstance(value, Statement)
+    name: value.core for name, value in vars(queries).items() if isinstance(value, Statement)
 }
 
 

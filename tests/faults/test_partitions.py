@@ -22,7 +22,8 @@ BETTER_AUTH = """
 def sql_of_the_document() -> tuple[str, str]:
     """To partition the table, and to tie it to Better Auth's users again."""
     document = (ROOT / "docs" / "scaling.md").read_text()
-    partition, tie = re.findall(r"```sql\n(.*?)```", document, re.DOTALL)
+    section = document.partition("\n## Partitions\n")[2].partition("\n## ")[0]
+    partition, tie = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
     return partition, tie
 
 

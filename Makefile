@@ -22,7 +22,7 @@ unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .PHONY: help run token migrate test faults distributed soak e2e bench bench-growth
-.PHONY: bench-distributed check format clean
+.PHONY: bench-biglist bench-distributed check format clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -58,6 +58,9 @@ bench: $(BIN)/.ready ## measure it beside three other ways to build it, ten minu
 
 bench-growth: $(BIN)/.ready ## measure it with 10 thousand, 1 million and 10 million tasks, five minutes
 	@$(BIN)/python -m benchmarks.growth
+
+bench-biglist: $(BIN)/.ready ## measure what a user with 100,000 tasks does to others
+	@$(BIN)/python -m benchmarks.biglist
 
 bench-distributed: $(BIN)/.ready ## measure what a statement costs on Citus, beside PostgreSQL alone
 	tests/distributed/install.sh

@@ -8,6 +8,7 @@
     ├── AccessDenied          403
     ├── TaskNotFound          404
     ├── BodyTimeout           408
+    ├── TaskLimitReached      409
     ├── BodyTooLarge          413
     ├── UnsupportedMediaType  415
     └── Unavailable           503
@@ -97,6 +98,13 @@ class BodyTimeout(ServiceError):
     @property
     def headers(self) -> dict[str, str]:
         return {"Connection": "close"}
+
+
+class TaskLimitReached(ServiceError):
+    """The user has as many tasks as TASKS_PER_USER allows."""
+
+    status = 409
+    detail = "Task limit reached"
 
 
 class BodyTooLarge(ServiceError):

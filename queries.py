@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     ColumnElement,
+    ScalarSelect,
     String,
+    Text,
     and_,
     bindparam,
     case,
@@ -21,6 +24,7 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    tuple_,
     update,
 )
 
@@ -73,26 +77,53 @@ def _update(**values: ColumnElement[Any]) -> Statement:
     )
 
 
-# A limit that is none, the greatest bigint, in a form that PostgreSQL can't see through while it
-# plans. It then expects to need a part of the rows, and reads them off the index in order, where it
-# might else gather and sort them (tests/faults/test_plans.py).
-_no_limit = select(literal_column("9223372036854775807")).scalar_subquery()
+def _part(count: int) -> ScalarSelect[Any]:
+    """A limit in a form that PostgreSQL can't see through while it plans.
+
+    It then expects to need some of the rows, and reads them off the index in order, where it might
+    else gather and sort them all (tests/faults/test_plans.py).
+    """
+    return select(literal_column(str(count))).scalar_subquery()
+
+
+# A list is read in parts, so that a long one keeps nobody else waiting. Most lists are one part;
+# those that follow are smaller, since others wait for each of them (D21).
+LIST_PART = 1000
+NEXT_PART = 200
+_newest_first = (_task.created_at.desc(), _task.id.desc())
 
 LIST = Statement(
-    select(*_selected)
-    .where(_owned())
-    .order_by(_task.created_at.desc(), _task.id.desc())
-    .limit(_no_limit)
+    select(*_selected).where(_owned()).order_by(*_newest_first).limit(_part(LIST_PART))
 )
-CREATE = Statement(
+LIST_ON = Statement(
+    select(*_selected)
+    .where(
+        _owned(
+            tuple_(_task.created_at, _task.id)
+            < tuple_(bindparam("created_at", type_=UTCDateTime()), bindparam("task_id"))
+        )
+    )
+    .order_by(*_newest_first)
+    .limit(_part(NEXT_PART))
+)
+_new: dict[str, Any] = {
+    "user_id": bindparam("owner", type_=Text()),
+    "title": _new_title,
+    "description": _new_description,
+    "completed": _new_completed,
+    "created_at": _now,
+    "updated_at": _now,
+}
+CREATE = Statement(insert(TASK_TABLE).values(_new).returning(*_returned))
+# Counted no further than the limit, in a form in which Citus has the coordinator number the task.
+_limit = bindparam("task_limit", type_=BigInteger())
+_counted = select(literal_column("1").label("one")).where(_owned()).limit(_limit).subquery()
+_room = select(func.count().label("tasks")).select_from(_counted).cte("room")
+CREATE_WITHIN = Statement(
     insert(TASK_TABLE)
-    .values(
-        user_id=bindparam("owner"),
-        title=_new_title,
-        description=_new_description,
-        completed=_new_completed,
-        created_at=_now,
-        updated_at=_now,
+    .from_select(
+        list(_new),
+        select(*_new.values()).where(_room.c.tasks < _limit),
     )
     .returning(*_returned)
 )

@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     better_auth_audience: str | None = None
     # Exact browser origins, comma-separated in the environment.
     allowed_origins: Annotated[frozenset[str], NoDecode] = frozenset({"http://localhost:3000"})
+    # Tasks that one user may have; 0 for any number.
+    tasks_per_user: int = Field(default=100_000, ge=0)
     # Connections of one process to PostgreSQL.
     database_pool_size: int = Field(default=10, ge=1, le=1000)
     # Seconds a request waits for a free connection.

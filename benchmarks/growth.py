@@ -238,6 +238,8 @@ _LITERAL = re.compile(r"'(?:[^']|'')*'")
 
 # What a plan may consist of: nothing that reads a table as a whole, or puts rows in order.
 _GOOD_NODES = {"Index Scan", "Index Only Scan", "Limit", "Insert", "Update", "Delete", "Result"}
+# A count of a user's own tasks.
+_GOOD_NODES |= {"Aggregate", "Subquery Scan"}
 
 
 class Plan(NamedTuple):

@@ -4,27 +4,40 @@
 Who may call them is decided in middleware/auth.py; what each asks of the database is in queries.py.
 """
 
+from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic_core import to_json
 
-from db import SessionDep
+from db import Database, SessionDep
 from errors import (
     AccessDenied,
     BodyTooLarge,
     DatabaseUnavailable,
     InvalidToken,
+    TaskLimitReached,
     TaskNotFound,
     UnsupportedMediaType,
     error_responses,
 )
 from middleware.auth import verify_user_access
 from models import utc_now
-from queries import COMPLETE, CREATE, DELETE, GET, LIST, UPDATE
+from queries import (
+    COMPLETE,
+    CREATE,
+    CREATE_WITHIN,
+    DELETE,
+    GET,
+    LIST,
+    LIST_ON,
+    LIST_PART,
+    UPDATE,
+)
 from routes.body import JsonBody, OptionalJsonBody
 from routes.direct import DirectRoute
+from routes.parts import JSONParts
 from schemas import (
     TaskCompletion,
     TaskCreate,
@@ -33,6 +46,7 @@ from schemas import (
     TaskUpdate,
     UserId,
 )
+from settings import get_settings
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
@@ -47,6 +61,12 @@ update_body = JsonBody(TaskUpdate)
 completion_body = OptionalJsonBody(TaskCompletion)
 
 
+async def tasks_per_user(request: Request) -> int:
+    """How many tasks one user may have, 0 for any number: the setting."""
+    database: Database | None = getattr(request.app.state, "database", None)
+    return (database.settings if database else get_settings()).tasks_per_user
+
+
 def _one(row: dict[str, Any] | None) -> Response:
     if row is None:
         raise TaskNotFound
@@ -57,28 +77,44 @@ def _one(row: dict[str, Any] | None) -> Response:
 async def list_tasks(user_id: UserId, session: SessionDep) -> Response:
     """All tasks of the user, newest first."""
     rows = await LIST.rows(session, owner=user_id)
-    return Response(to_json(rows), media_type="application/json")
+    if len(rows) < LIST_PART:
+        return Response(to_json(rows), media_type="application/json")
+    response = JSONParts()
+    while rows:
+        response.add(to_json(rows))
+        last = rows[-1]
+        created_at = datetime.fromisoformat(last["created_at"])
+        rows = await LIST_ON.rows(session, owner=user_id, created_at=created_at, task_id=last["id"])
+    return response
 
 
 @router.post(
     "",
     status_code=201,
     response_model=TaskPublic,
-    responses=error_responses(BodyTooLarge, UnsupportedMediaType),
+    responses=error_responses(TaskLimitReached, BodyTooLarge, UnsupportedMediaType),
     openapi_extra=create_body.openapi(),
 )
 async def create_task(
-    user_id: UserId, body: Annotated[TaskCreate, Depends(create_body)], session: SessionDep
+    user_id: UserId,
+    body: Annotated[TaskCreate, Depends(create_body)],
+    limit: Annotated[int, Depends(tasks_per_user)],
+    session: SessionDep,
 ) -> Response:
     """Add a task."""
-    [row] = await CREATE.rows(
-        session,
-        owner=user_id,
-        new_title=body.title,
-        new_description=body.description,
-        new_completed=body.completed,
-        now=utc_now(),
-    )
+    values = {
+        "owner": user_id,
+        "new_title": body.title,
+        "new_description": body.description,
+        "new_completed": body.completed,
+        "now": utc_now(),
+    }
+    if limit:
+        row = await CREATE_WITHIN.row(session, **values, task_limit=limit)
+    else:
+        row = await CREATE.row(session, **values)
+    if row is None:
+        raise TaskLimitReached
     response = _one(row)
     response.status_code = 201
     response.headers["Location"] = f"/api/{quote(user_id, safe='')}/tasks/{row['id']}"

@@ -57,6 +57,7 @@ ERRORS: dict[str, tuple[int, str, dict[str, str]]] = {
     "AccessDenied": (403, "Access denied", {}),
     "TaskNotFound": (404, "Task not found", {}),
     "BodyTimeout": (408, "Request body did not arrive in time", {"connection": "close"}),
+    "TaskLimitReached": (409, "Task limit reached", {}),
     "BodyTooLarge": (413, "Request body is too large", {}),
     "UnsupportedMediaType": (415, "Content-Type must be application/json", {}),
     "Unavailable": (503, "Service temporarily unavailable", RETRY),

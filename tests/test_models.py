@@ -372,9 +372,15 @@ class TestStatements:
     @pytest.mark.parametrize("name", STATEMENTS)
     def test_touch_tasks_of_the_owner_only(self, name: str, dialect: str) -> None:
         sql = sql_of(name, dialect)
-        if sql.startswith("INSERT INTO task"):
-            columns, values = (part.split(", ") for part in re.findall(r"\(([^()]*)\)", sql)[:2])
-            assert dict(zip(columns, values, strict=True))["user_id"] == ":owner"
+        if "INSERT INTO task" in sql:
+            counted, _, inserted = sql.rpartition("INSERT INTO task ")
+            values = r"\((.*?)\) (?:VALUES \((.*?)\)|SELECT (.*?) FROM room)"
+            found = re.match(values, inserted)
+            assert found
+            columns, given = found[1].split(", "), (found[2] or found[3]).split(", ")
+            assert dict(zip(columns, given, strict=True))["user_id"].startswith(":owner")
+            if counted:
+                assert re.fullmatch(r".* FROM task WHERE task.user_id = :owner LIMIT .*", counted)
             return
         [condition] = re.findall(r" WHERE (.*?)(?: ORDER BY| RETURNING|$)", sql)
         assert "task.user_id = :owner" in condition.split(" AND ")
@@ -396,8 +402,10 @@ class TestStatements:
             new_completed=True,
             describe=True,
             now=utc_now(),
+            created_at=utc_now(),
+            task_limit=1,
         )
-        assert [row["user_id"] for row in rows] == (["alice"] if name == "CREATE" else [])
+        assert [row["user_id"] for row in rows] == (["alice"] if "CREATE" in name else [])
         await session.refresh(bobs)
         assert bobs.model_dump() == kept
 

@@ -12,7 +12,7 @@ from service import ROOT, serving
 from benchmarks.growth import PLAN_MODES, REQUESTS, Plan, create_table, plans
 from faults.stage import complaints, connected, listed, someone, watched
 
-ROWS = 10_000
+ROWS = 50_000
 BETTER_AUTH = """
     CREATE TABLE "user" (id text PRIMARY KEY);
     INSERT INTO "user" SELECT DISTINCT user_id FROM task;

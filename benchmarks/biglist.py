@@ -1,0 +1,124 @@
+# [Task]: T055 [From]: specs/requirements.md
+"""What a user with very many tasks does to others: `make bench-biglist`, a minute.
+
+One client lists 100,000 tasks again and again, or does not, in turns; another asks for one task of
+its own, one request after the other. The memory is the process's, before the first list and at its
+peak.
+"""
+
+import asyncio
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
+
+import asyncpg
+import httpx
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from postgresql import PostgreSQL
+from service import Service, serving
+from support import Caller
+
+TASKS = 100_000
+ROUNDS = 5
+SECONDS = 4.0
+
+FILL = f"""
+    INSERT INTO task (user_id, title, description, completed, created_at, updated_at)
+    SELECT 'hoarder', 'Buy milk ' || n, 'The one with the blue cap, two litres if they have it',
+        false, now() - n * interval '1 second', now() FROM generate_series(1, {TASKS}) n;
+    ANALYZE task;
+"""
+
+
+def peak_kib(service: Service) -> int:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+async def list_again_and_again(hoarder: Caller) -> None:
+    while True:
+        (await hoarder.get()).raise_for_status()
+
+
+async def times_of_get_one(caller: Caller, task_id: int) -> list[float]:
+    times = []
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        (await caller.get(f"/{task_id}")).raise_for_status()
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def p99(times: list[float]) -> float:
+    return statistics.quantiles(times, n=100)[98] * 1000
+
+
+async def measure(service: Service) -> str:
+    quiet, busy = [], []
+    async with service.client() as http:
+        other = Caller(http, "other")
+        task = await other.add()
+        await times_of_get_one(other, task["id"])
+        before = peak_kib(service)
+        hoarder = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.biglist", str(service.port), stdout=subprocess.PIPE
+        )
+        size = int(await cast(asyncio.StreamReader, hoarder.stdout).readline())
+        after = peak_kib(service)
+        hoarder.send_signal(signal.SIGSTOP)
+        for _ in range(ROUNDS):
+            quiet.append(p99(await times_of_get_one(other, task["id"])))
+            hoarder.send_signal(signal.SIGCONT)
+            busy.append(p99(await times_of_get_one(other, task["id"])))
+            hoarder.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(0.5)
+        hoarder.kill()
+        await hoarder.wait()
+    alone, beside = statistics.median(quiet), statistics.median(busy)
+    grown = (after - before) * 1024
+    return (
+        f"GET one, p99: {alone:.2f} ms alone, {beside:.2f} ms beside lists of {TASKS:,} tasks, "
+        f"{beside / alone:.1f} times\n"
+        f"the answer: {size / 2**20:.1f} MiB; the process grew by {grown / 2**20:.1f} MiB, "
+        f"{grown / size:.2f} times"
+    )
+
+
+async def hoard(port: int) -> None:
+    """In a process of its own: list all tasks, say how long the answer is, and go on."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        hoarder = Caller(http, "hoarder")
+        print(len((await hoarder.get()).content), flush=True)
+        await list_again_and_again(hoarder)
+
+
+def main() -> None:
+    with TemporaryDirectory(prefix="task-api-") as name:
+        Path(name, "data").mkdir()
+        server = PostgreSQL(Path(name, "data"))
+        server.start()
+        with serving(Path(name), DATABASE_URL=server.url()) as service:
+            asyncio.run(fill(server.url()))
+            print(asyncio.run(measure(service)))
+        server.stop("immediate")
+
+
+async def fill(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(FILL)
+    await connection.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        asyncio.run(hoard(int(sys.argv[1])))
+    else:
+        main()

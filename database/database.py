@@ -18,6 +18,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from database.failures import DRIVER_ERRORS, service_error
 from database.gate import Gate
 from database.pool import create_engine
+from database.urls import place
 from errors import DatabaseUnavailable, StatementTimeout
 from logs import Outage
 from models import TASK_TABLE
@@ -36,10 +37,12 @@ class Database:
 
     setting = "DATABASE_URL"
     outage = "the database does not serve"
+    # Which of several hosts is meant if the URL does not say.
+    target = "read-write"
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine = create_engine(settings, settings.database_statement_timeout)
+        self.engine = create_engine(settings, settings.database_statement_timeout, self.target)
         self.is_postgresql = self.engine.dialect.name == "postgresql"
         if self.is_postgresql:
             self.gate = Gate(settings.database_pool_size, settings.database_pool_timeout)
@@ -206,6 +209,8 @@ class Replicated(Database):
 class _Replica(Database):
     setting = "DATABASE_READ_URL"
     outage = "the replica of DATABASE_READ_URL does not serve, and the primary is read from"
+    # The list of hosts may then be the same as the primary's, whichever of them that is.
+    target = "prefer-standby"
 
     def __init__(self, settings: Settings) -> None:
         url = {"database_url": settings.database_read_url}
@@ -248,7 +253,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     It does not connect: a database that is away is no reason not to start.
     """
     database = (Replicated if settings.database_read_url else Database)(settings)
-    logger.info("tasks are kept in %s", database.engine.url.set(query={}).render_as_string())
+    logger.info("tasks are kept in %s", place(database.engine.url))
     try:
         yield database
     finally:

@@ -106,6 +106,8 @@ class Statement:
         except asyncpg.PostgresError as error:
             if isinstance(error, _NAME_LOST):
                 driver.connector.go_without_names()
+            elif isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                driver.was_read_only()
             give_back(database.engine, connection)
             raise
         except BaseException as error:

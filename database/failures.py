@@ -95,6 +95,8 @@ def _reason(cause: BaseException | None, state: str | None) -> str | None:
             return "SQLite can't open, lock or write its file"
         case sqlite3.Error():
             return None
+        case EmulatedDBAPIException(orig=asyncpg.TargetServerAttributeNotMatched()):
+            return "no host of {setting} is what its target_session_attrs asks for"
         case asyncpg.InterfaceError() | asyncpg.InternalClientError() if not nothing_sent(cause):
             return None  # A call that the driver refuses.
         case ssl.SSLCertVerificationError():

@@ -10,6 +10,7 @@ import secrets
 import sqlite3
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import asyncpg
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 
 from database.failures import DRIVER_ERRORS, sqlite_code
+from database.hosts import Hosts, Linked
 from database.urls import connection_arguments
 from settings import Settings
 
@@ -55,18 +57,34 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
         may_name = self.connector.may_name or not self.names_statements
         return may_name and not self.is_closed()
 
+    def was_read_only(self) -> None:
+        """A write has been refused: behind the same name, another may be the primary by now."""
+        self.terminate()
+
+
+class LinkedConnection(Linked, Connection):
+    """One to one of several hosts."""
+
+    @property
+    def is_usable(self) -> bool:
+        return super().is_usable and not self.is_to_be_moved
+
 
 class Connector:
-    """Makes the connections to PostgreSQL, whose statements have names until a pooler loses one."""
+    """Makes the connections to PostgreSQL, whose statements have names until a pooler loses one.
 
-    def __init__(self) -> None:
+    `connect` is asyncpg's or one in its manner.
+    """
+
+    def __init__(self, connect: Callable[..., Awaitable[Any]]) -> None:
         self.may_name = True
+        self._connect = connect
 
     async def __call__(self, *arguments: Any, **options: Any) -> Connection:
         if not self.may_name:
             options["statement_cache_size"] = 0
         try:
-            connection: Connection = await asyncpg.connect(*arguments, **options)
+            connection: Connection = await self._connect(*arguments, **options)
         except TimeoutError as error:
             raise ConnectTimeout("it did not answer in time") from error
         connection.connector = self
@@ -135,16 +153,24 @@ class Pool(AsyncAdaptedQueuePool):
         info["used_at"] = connection.used_at  # Not now, as _note_use would have it.
 
 
-def create_engine(settings: Settings, statement_timeout: float | None) -> AsyncEngine:
-    """An engine for the database of the settings. Raises SettingsError for a bad URL."""
-    url, arguments = connection_arguments(settings.database_url.get_secret_value())
+def create_engine(
+    settings: Settings, statement_timeout: float | None, target: str = "read-write"
+) -> AsyncEngine:
+    """An engine for the database of the settings. Raises SettingsError for a bad URL.
+
+    For `target`, see connection_arguments.
+    """
+    url, arguments = connection_arguments(settings.database_url.get_secret_value(), target)
     is_sqlite = url.get_backend_name() == "sqlite"
+    has_several_hosts = "," in url.query.get("host", "")
     if is_sqlite:
         arguments = {"timeout": settings.database_statement_timeout}
     else:
         arguments = {
-            "async_creator_fn": Connector(),
-            "connection_class": Connection,
+            "async_creator_fn": Connector(
+                Hosts().connect if has_several_hosts else asyncpg.connect
+            ),
+            "connection_class": LinkedConnection if has_several_hosts else Connection,
             "timeout": settings.database_connect_timeout,
             "command_timeout": statement_timeout,
             **arguments,
@@ -203,6 +229,7 @@ async def _is_dead(driver: Any, used_at: float) -> bool:
         return False  # SQLite's has no server that could go away.
     # What the server has closed is known as such without a round trip.
     if not driver.is_usable:
+        driver.terminate()
         return True
     if time.monotonic() - used_at < IDLE_BEFORE_PING:
         return False

@@ -1,12 +1,15 @@
 # [Task]: T009 [From]: specs/design.md
-"""What a database URL asks for: the driver's own form of it, and TLS.
+"""What a database URL asks for: the driver's own form of it, its hosts, and TLS.
 
 Connections are made of it in pool.py.
 """
 
 import ipaddress
+import re
 import ssl
+from collections.abc import Iterable
 from typing import Any, cast
+from urllib.parse import unquote
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -14,14 +17,16 @@ from sqlalchemy.exc import ArgumentError
 from settings import SettingsError
 
 
-def connection_arguments(url: str) -> tuple[URL, dict[str, Any]]:
+def connection_arguments(url: str, target: str = "read-write") -> tuple[URL, dict[str, Any]]:
     """The driver's URL and connect arguments for what Neon, Heroku or a person writes.
 
     libpq's `sslmode`, `sslrootcert` and `channel_binding`, which asyncpg does not take from an
-    SQLAlchemy URL, become its `ssl` argument. Raises SettingsError, which never quotes the URL.
+    SQLAlchemy URL, become its `ssl` argument. `target` is the target_session_attrs of several hosts
+    whose URL says nothing of it. Raises SettingsError, which never quotes the URL.
     """
+    url, listed = _without_host_list(url.strip())
     try:
-        parsed = make_url(url.strip())
+        parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise SettingsError(
             "DATABASE_URL is not a URL: it should look like "
@@ -29,7 +34,7 @@ def connection_arguments(url: str) -> tuple[URL, dict[str, Any]]:
         ) from None
     match parsed.drivername.partition("+")[0]:
         case "postgres" | "postgresql":
-            return _postgresql_arguments(parsed)
+            return _postgresql_arguments(parsed, listed, target)
         case "sqlite":
             return parsed.set(drivername="sqlite+aiosqlite"), {}
         case _:
@@ -38,7 +43,27 @@ def connection_arguments(url: str) -> tuple[URL, dict[str, Any]]:
             )
 
 
-def _postgresql_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
+def place(url: URL) -> str:
+    """The driver's URL as the log may show it: without password and parameters."""
+    hosts = url.query.get("host", "")
+    if not isinstance(hosts, str) or "," not in hosts:
+        return url.set(query={}).render_as_string()
+    ports = cast(str, url.query["port"]).split(",")
+    several = ",".join(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        for host, port in zip(hosts.split(","), ports, strict=True)
+    )
+    shown = url.set(host=several, query={}).render_as_string()
+    return shown.replace(f"[{several}]", several)  # It takes that for one IPv6 address.
+
+
+def _without_host_list(url: str) -> tuple[str, str | None]:
+    """The URL without a list of hosts, which SQLAlchemy can't read, and that list, if any."""
+    found = _HOST_LIST.match(url)
+    return (url[: found.start(1)] + url[found.end(1) :], found[1]) if found else (url, None)
+
+
+def _postgresql_arguments(url: URL, listed: str | None, target: str) -> tuple[URL, dict[str, Any]]:
     query = dict(url.query)
     for name, value in url.query.items():
         if name not in _PARAMETERS or not isinstance(value, str):
@@ -47,15 +72,14 @@ def _postgresql_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
                 "DATABASE_URL has a parameter that is not supported, or one twice; supported are "
                 + ", ".join(_PARAMETERS)
             )
+    hosts, ports = _hosts(url, listed)
     arguments: dict[str, Any] = {
-        "ssl": _ssl_argument(url),
+        "ssl": _ssl_argument(url, hosts),
         "server_settings": {
             "application_name": "task-api",
             **{name: query[name] for name in _SERVER_PARAMETERS if name in query},
         },
     }
-    if "," in (query.get("host") or url.host or ""):
-        raise SettingsError("DATABASE_URL names several hosts: name one, which may be a proxy's")
     for name in _CACHE_SIZES:
         if name in query:
             if not str(query[name]).isdecimal():
@@ -63,11 +87,29 @@ def _postgresql_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
             arguments[name] = int(str(query[name]))
     if query.get("pgbouncer") == "true":  # As Prisma is told of such a pooler.
         arguments.setdefault("statement_cache_size", 0)
-    socket_folder = {"host": query["host"]} if "host" in query else {}
-    return url.set(drivername="postgresql+asyncpg", query=socket_folder), arguments
+    if len(hosts) > 1 or "target_session_attrs" in query:
+        asked = query.get("target_session_attrs", target)
+        if asked not in _TARGETS:
+            raise SettingsError(
+                f"DATABASE_URL: target_session_attrs must be one of {', '.join(_TARGETS)}"
+            )
+        arguments["target_session_attrs"] = asked
+    where = {}
+    if len(hosts) > 1:
+        where = {"host": ",".join(hosts), "port": ",".join(map(str, ports))}
+        url = url.set(host="", port=None)
+    elif "host" in query:
+        where = {"host": hosts[0]}
+    if len(hosts) == 1 and "port" in query:
+        url = url.set(port=ports[0])
+    return url.set(drivername="postgresql+asyncpg", query=where), arguments
 
 
-_TLS_PARAMETERS = ("sslmode", "sslrootcert", "channel_binding")
+# After the user's name and password, in SQLAlchemy's reading: a slash may be part of either.
+_HOST_LIST = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?+([^/?@]*,[^/?@]*)(?=[/?]|$)")
+_LISTED_HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::(.*))?")
+_TARGETS = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
+_TLS_PARAMETERS = ("sslmode", "ssl", "sslrootcert", "channel_binding")
 _SERVER_PARAMETERS = ("application_name", "options")
 # What the two caches of prepared statements hold; an old pooler wants the driver's at 0.
 _CACHE_SIZES = ("statement_cache_size", "prepared_statement_cache_size")
@@ -79,21 +121,55 @@ _PARAMETERS = (
     *_CACHE_SIZES,
     *_IGNORED_PARAMETERS,
     "host",
+    "port",
+    "target_session_attrs",
     "pgbouncer",
 )
 
 
-def _ssl_argument(url: URL) -> ssl.SSLContext | str | bool:
-    sslmode = url.query.get("sslmode")
+def _hosts(url: URL, listed: str | None) -> tuple[list[str], list[int]]:
+    """Names and ports of the hosts; parameters count for more than what stands before the path."""
+    names, ports = [url.host or ""], [str(url.port or "")]
+    if listed is not None:
+        found = [_LISTED_HOST.fullmatch(item) for item in listed.split(",")]
+        names = [unquote(match[1] or match[2]) if match else "" for match in found]
+        ports = [(match and match[3]) or "" for match in found]
+    query = cast(dict[str, str], url.query)
+    if "host" in query:
+        names = query["host"].split(",")
+    if "port" in query:
+        ports = query["port"].split(",")
+    if len(ports) == 1:
+        ports *= len(names)
+    if len(ports) != len(names) or (len(names) > 1 and not all(names)):
+        raise SettingsError(
+            "DATABASE_URL: several hosts are written host1:5432,host2:5432, and a parameter port "
+            "has one number for all of them or one for each"
+        )
+    if any("@" in name for name in names):
+        raise SettingsError("DATABASE_URL: an @ in its password must be written as %40")
+    numbers = [int(port) if port.isdecimal() else 0 for port in (p or "5432" for p in ports)]
+    if not all(0 < number < 65536 for number in numbers):
+        raise SettingsError("DATABASE_URL: a port must be a number from 1 to 65535")
+    return names, numbers
+
+
+def _ssl_argument(url: URL, hosts: Iterable[str]) -> ssl.SSLContext | str | bool:
+    # asyncpg's name for it, and so SQLAlchemy's.
+    name = "sslmode" if "sslmode" in url.query else "ssl"
+    sslmode = url.query.get(name)
+    if url.query.get("ssl", sslmode) != sslmode:
+        raise SettingsError("DATABASE_URL: sslmode and ssl differ: remove one of them")
     sslrootcert = cast(str | None, url.query.get("sslrootcert"))
     channel_binding = url.query.get("channel_binding")
-    mode = sslmode or ("prefer" if _is_local(url) else "require")
+    # Of several hosts, the one that is furthest away decides.
+    mode = sslmode or ("prefer" if all(map(_is_local, hosts)) else "require")
     if channel_binding == "require":
         # asyncpg can't bind channels. What is asked for is that nobody stands in the middle, and a
         # certificate verified in full gives that as well.
         if sslmode in ("disable", "allow", "prefer"):
             raise SettingsError(
-                f"DATABASE_URL asks for sslmode={sslmode} and channel_binding=require, "
+                f"DATABASE_URL asks for {name}={sslmode} and channel_binding=require, "
                 "which exclude each other: remove one of them"
             )
         mode = "verify-full"
@@ -123,14 +199,13 @@ def _ssl_argument(url: URL) -> ssl.SSLContext | str | bool:
             return context
         case _:
             raise SettingsError(
-                "DATABASE_URL: sslmode must be disable, allow, prefer, require, verify-ca "
+                f"DATABASE_URL: {name} must be disable, allow, prefer, require, verify-ca "
                 "or verify-full"
             )
 
 
-def _is_local(url: URL) -> bool:
-    host = url.query.get("host") or url.host  # In the driver's order.
-    if not isinstance(host, str) or host.startswith("/") or host == "localhost":
+def _is_local(host: str) -> bool:
+    if not host or host.startswith("/") or host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -82,6 +82,10 @@ class Replica(PostgreSQL):
         # By itself, it would look for a primary that was away every five seconds.
         super().start(**{"wal_retrieve_retry_interval": "100ms", **settings})
 
+    def promote(self) -> None:
+        """Make it a primary; it is one when this returns."""
+        self._pg_ctl("promote")
+
     def _fill(self) -> None:
         if self._cluster.system_user is not None:
             shutil.chown(self._folder, self._cluster.system_user)

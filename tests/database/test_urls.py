@@ -11,10 +11,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from databases import new, opened
-from sqlalchemy import text
+from sqlalchemy import URL, text
 
 from database.database import Session
-from database.urls import connection_arguments
+from database.urls import connection_arguments, place
 from models import utc_now
 from queries import CREATE, LIST
 from settings import SettingsError
@@ -161,6 +161,7 @@ class TestPostgreSQLURL:
         assert arguments["server_settings"] == {"application_name": "task-api"}
 
     @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "db.example.com"])
+    @pytest.mark.parametrize("name", ["sslmode", "ssl"])
     @pytest.mark.parametrize(
         ("sslmode", "tls"),
         [
@@ -173,10 +174,17 @@ class TestPostgreSQLURL:
         ],
     )
     def test_sslmode_means_the_same_for_any_host(
-        self, host: str, sslmode: str, tls: object
+        self, host: str, name: str, sslmode: str, tls: object
     ) -> None:
-        _, arguments = connection_arguments(f"postgresql://u:p@{host}/d?sslmode={sslmode}")
+        parsed, arguments = connection_arguments(
+            f"postgresql+asyncpg://u:p@{host}/d?{name}={sslmode}"
+        )
+        assert parsed.query == {}
         assert tls_of(arguments) == tls
+
+    def test_sslmode_and_ssl_may_say_the_same(self) -> None:
+        _, arguments = connection_arguments("postgresql://u:p@h/d?ssl=verify-ca&sslmode=verify-ca")
+        assert tls_of(arguments) == VERIFIED_CA
 
     @pytest.mark.parametrize("sslmode", ["", "sslmode=require&", "sslmode=verify-ca&"])
     def test_channel_binding_is_honoured_by_full_verification(self, sslmode: str) -> None:
@@ -184,10 +192,13 @@ class TestPostgreSQLURL:
         _, arguments = connection_arguments(url)
         assert tls_of(arguments) == VERIFIED
 
+    @pytest.mark.parametrize("name", ["sslmode", "ssl"])
     @pytest.mark.parametrize("sslmode", ["disable", "allow", "prefer"])
-    def test_channel_binding_is_refused_where_tls_may_be_missing(self, sslmode: str) -> None:
-        url = f"postgresql://u:p@db.example.com/d?sslmode={sslmode}&channel_binding=require"
-        with pytest.raises(SettingsError, match="channel_binding"):
+    def test_channel_binding_is_refused_where_tls_may_be_missing(
+        self, name: str, sslmode: str
+    ) -> None:
+        url = f"postgresql://u:p@db.example.com/d?{name}={sslmode}&channel_binding=require"
+        with pytest.raises(SettingsError, match=f"{name}={sslmode} and channel_binding"):
             connection_arguments(url)
 
     @pytest.mark.parametrize("channel_binding", ["prefer", "disable"])
@@ -291,6 +302,22 @@ class TestPostgreSQLURL:
             ("postgresql://u:p@h/d?colour=blue", "parameter"),
             ("postgresql://u:p@h/d?sslmode=require&sslmode=disable", "sslmode"),
             ("postgresql://u:p@h/d?sslmode=always", "sslmode must be"),
+            ("postgresql://u:p@h/d?ssl=true", "ssl must be"),
+            ("postgresql://u:p@h/d?ssl=require&sslmode=disable", "sslmode and ssl differ"),
+            ("postgresql://u:p@h1,h2/d?target_session_attrs=master", "target_session_attrs must"),
+            ("postgresql://u:p@h/d?target_session_attrs=master", "target_session_attrs must"),
+            ("postgresql://u:p@h1,,h2/d", "several hosts are written"),
+            ("postgresql://u:p@h1,/d", "several hosts are written"),
+            ("postgresql://u:p@[::1,h2/d", "several hosts are written"),
+            ("postgresql://u:p@::1,h2/d", "several hosts are written"),
+            ("postgresql://u:p@h1,h2,h3/d?port=1,2", "several hosts are written"),
+            ("postgresql://u:p@h/d?port=1,2", "several hosts are written"),
+            ("postgresql://u:p@h1:port,h2/d", "a port must be"),
+            ("postgresql://u:p@h1:65536,h2/d", "a port must be"),
+            ("postgresql://u:p@h1:0,h2/d", "a port must be"),
+            ("postgresql://u:p@ss,word@h/d", "%40"),
+            ("postgresql://u:p@ssword@h/d", "%40"),
+            ("mysql://u:p@h1,h2/d", "not supported"),
             ("postgresql://u:p@h/d?channel_binding=always", "channel_binding must be"),
             ("postgresql://u:p@h/d?sslmode=verify-ca&sslrootcert=/none.pem", "sslrootcert"),
             ("mysql://u:p@h/d", "not supported"),
@@ -306,11 +333,99 @@ class TestPostgreSQLURL:
         with pytest.raises(SettingsError, match=reason) as refused:
             connection_arguments(url)
         assert str(refused.value).startswith("DATABASE_URL")
+        assert "u:p" not in str(refused.value)
 
     async def test_bad_url_stops_the_start(self) -> None:
         with pytest.raises(SettingsError, match="DATABASE_URL"):
             async with opened("mysql://u:p@h/d"):
                 pytest.fail("it started")
+
+
+class TestSeveralHosts:
+    @pytest.mark.parametrize(
+        ("url", "hosts", "ports"),
+        [
+            ("postgresql://u:p@h1:5432,h2:5433/d", ["h1", "h2"], [5432, 5433]),
+            ("postgres://u:p@h1:6000,h2,h3:7000/d", ["h1", "h2", "h3"], [6000, 5432, 7000]),
+            ("postgresql+asyncpg://u:p@h1,h2/d", ["h1", "h2"], [5432, 5432]),
+            ("postgresql://u:p@h1,h2/d?port=6000", ["h1", "h2"], [6000, 6000]),
+            ("postgresql://u:p@h1,h2/d?port=6000,", ["h1", "h2"], [6000, 5432]),
+            ("postgresql://u:p@[::1]:5433,[2001:db8::7]/d", ["::1", "2001:db8::7"], [5433, 5432]),
+            ("postgresql://u:p@/d?host=h1,h2", ["h1", "h2"], [5432, 5432]),
+            ("postgresql://u:p@/d?host=h1,::1&port=6000,7000", ["h1", "::1"], [6000, 7000]),
+            # As libpq has it, a parameter counts for more.
+            ("postgresql://u:p@a:1,b:2/d?host=h1,h2", ["h1", "h2"], [1, 2]),
+            ("postgresql://u:p@%2Frun,h2:6000/d", ["/run", "h2"], [5432, 6000]),
+        ],
+    )
+    def test_are_read_as_libpq_reads_them(
+        self, url: str, hosts: list[str], ports: list[int]
+    ) -> None:
+        parsed, arguments = connection_arguments(url)
+        assert given(parsed) == {"host": hosts, "port": ports}
+        assert (parsed.username, parsed.password, parsed.database) == ("u", "p", "d")
+        assert arguments["target_session_attrs"] == "read-write"
+
+    @pytest.mark.parametrize("password", ["a,b", "a,b/c", "a/b,c", "a:b,c"])
+    def test_are_not_seen_in_a_password(self, password: str) -> None:
+        parsed, arguments = connection_arguments(f"postgresql://u:{password}@h:6000/d")
+        assert (parsed.password, parsed.host, parsed.port) == (password, "h", 6000)
+        assert parsed.query == {}
+        assert "target_session_attrs" not in arguments
+        parsed, _ = connection_arguments(f"postgresql://u:{password}@h1,h2/d")
+        assert (parsed.password, parsed.query["host"]) == (password, "h1,h2")
+
+    @pytest.mark.parametrize(
+        "target", ["any", "primary", "standby", "prefer-standby", "read-write", "read-only"]
+    )
+    @pytest.mark.parametrize("hosts", ["h1,h2", "h"])
+    def test_are_chosen_from_by_target_session_attrs(self, hosts: str, target: str) -> None:
+        _, arguments = connection_arguments(
+            f"postgresql://u:p@{hosts}/d?target_session_attrs={target}"
+        )
+        assert arguments["target_session_attrs"] == target
+
+    def test_are_chosen_from_as_the_setting_has_it_if_the_url_is_silent(self) -> None:
+        _, arguments = connection_arguments("postgresql://u:p@h1,h2/d", "prefer-standby")
+        assert arguments["target_session_attrs"] == "prefer-standby"
+
+    @pytest.mark.parametrize(
+        ("hosts", "tls"),
+        [
+            ("127.0.0.1,localhost", "prefer"),
+            ("[::1],%2Ftmp", "prefer"),
+            ("localhost,db.example.com", ENCRYPTED),
+            ("db.example.com,localhost", ENCRYPTED),
+            ("10.0.0.1,10.0.0.2", ENCRYPTED),
+        ],
+    )
+    def test_are_talked_to_as_the_one_that_is_furthest_away(self, hosts: str, tls: object) -> None:
+        _, arguments = connection_arguments(f"postgresql://u:p@{hosts}/d")
+        assert tls_of(arguments) == tls
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            ("postgresql://u:p@h1,h2:6000/d?application_name=a", "u:***@h1:5432,h2:6000/d"),
+            ("postgresql://u:p@[::1],h2/d", "u:***@[::1]:5432,h2:5432/d"),
+            ("postgresql:///d?host=h1,h2", "h1:5432,h2:5432/d"),
+            ("postgresql://u:p@h/d?sslmode=require", "u:***@h/d"),
+        ],
+    )
+    def test_are_shown_without_the_password(self, url: str, shown: str) -> None:
+        parsed, _ = connection_arguments(url)
+        assert place(parsed) == f"postgresql+asyncpg://{shown}"
+
+    def test_may_be_one_socket_with_a_port(self) -> None:
+        parsed, arguments = connection_arguments("postgresql://u@/d?host=/run&port=6000")
+        assert given(parsed) == {"host": "/run", "port": 6000}
+        assert "target_session_attrs" not in arguments
+
+
+def given(url: URL) -> dict[str, object]:
+    """What the driver is told of where to go."""
+    _, options = url.get_dialect()().create_connect_args(url)
+    return {name: options[name] for name in ("host", "port")}
 
 
 @pytest.fixture

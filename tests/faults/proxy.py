@@ -175,11 +175,14 @@ class Proxy:
         if self._mute:
             link.flowing.clear()
         self._links.add(link)
+        link.tasks = [task for task in [asyncio.current_task()] if task]
         try:
             with client, server:
                 for end in (client, server):
                     end.setblocking(False)
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                # A server that is not there is not to be told from one that is.
+                await link.flowing.wait()
                 await self._loop.sock_connect(server, ("127.0.0.1", self._upstream))
                 async with asyncio.TaskGroup() as group:
                     link.tasks = [

@@ -87,6 +87,7 @@ ACCEPTED = [
     ("good", "sslmode=require"),
     ("good", "sslmode=verify-ca&sslrootcert={root}"),
     ("good", "sslmode=verify-full&sslrootcert={root}"),
+    ("good", "ssl=verify-full&sslrootcert={root}"),
     ("good", "sslmode=require&channel_binding=require&sslrootcert={root}"),
     ("good", "channel_binding=require&sslrootcert={root}"),
     ("self-signed", ""),
@@ -109,6 +110,7 @@ REFUSED = [
     ("self-signed", "sslmode=require&channel_binding=require"),
     ("self-signed", "sslmode=require&channel_binding=require&sslrootcert={root}"),
     ("wrong host", "sslmode=verify-full&sslrootcert={root}"),
+    ("wrong host", "ssl=verify-full&sslrootcert={root}"),
     ("wrong host", "sslmode=require&channel_binding=require&sslrootcert={root}"),
     ("expired", "sslmode=verify-ca&sslrootcert={root}"),
     ("expired", "sslmode=verify-full&sslrootcert={root}"),
@@ -168,6 +170,24 @@ class TestServerWithTls:
         [warning] = warnings_in(caplog)
         assert "certificate" in warning
         assert "\n" not in warning
+
+    @by_certificate([("good", "sslmode=verify-full&sslrootcert={root}")])
+    async def test_among_several_is_the_one_that_it_is_called(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        certificates: Certificates,
+        tls_server: PgBouncer,
+        parameters: str,
+    ) -> None:
+        # The certificate is localhost's, and for nobody who is called by his address.
+        url = url_of(tls_server, certificates.with_files(parameters))
+        wrong, right = f"127.0.0.1:{tls_server.port}", f"localhost:{tls_server.port}"
+        several = url.replace(right, f"{wrong},{wrong}")
+        async with alice_at(monkeypatch, several) as alice:
+            assert (await alice.get()).status_code == 503
+        assert "login attempt" not in tls_server.log()
+        async with alice_at(monkeypatch, url.replace(right, f"{wrong},{right}")) as alice:
+            await alice.add()
 
     @by_certificate([("good", "sslmode=disable")])
     async def test_is_not_used_in_the_clear(

@@ -1,0 +1,495 @@
+# [Task]: T051 [From]: specs/requirements.md
+"""Several hosts in a URL: a primary and its synchronous standby, and what becomes of a failover."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from databases import new, settings_for
+from postgresql import PostgreSQL, Replica
+from service import Service, create_database, serving
+from sqlalchemy import Integer, bindparam, func, select
+from support import Caller
+
+from database.database import Database, Session, open_database
+from database.execute import Statement
+from database.hosts import LATE
+from database.tables import upgrade_tables
+from errors import DatabaseUnavailable
+from faults.proxy import Proxy, proxying
+from faults.stage import (
+    POOL,
+    RECOVERY,
+    Ledger,
+    backends,
+    connected,
+    eventually,
+    listed,
+    load,
+    postgresql,
+    someone,
+    stopped,
+    watched,
+)
+from queries import CREATE
+
+logger = logging.getLogger("tasks.tests")
+
+# Seconds: what no request may take, whatever happens to its hosts.
+LIMIT = 5.0
+WRITERS = 8
+READERS = 4
+
+
+class Pair(NamedTuple):
+    """A primary that commits only what its standby has too, a database, and a proxy to each."""
+
+    primary: PostgreSQL
+    standby: Replica
+    database: str
+    to_primary: Proxy
+    to_standby: Proxy
+
+    def hosts(self, *ports: int) -> str:
+        """The URL of the database with these hosts."""
+        listed = ",".join(f"127.0.0.1:{port}" for port in ports)
+        return f"postgresql://postgres@{listed}/{self.database}"
+
+    @property
+    def direct(self) -> str:
+        return self.hosts(self.primary.port, self.standby.port)
+
+    @property
+    def by_proxies(self) -> str:
+        return self.hosts(self.to_primary.port, self.to_standby.port)
+
+    @asynccontextmanager
+    async def without_primary(self, how: str) -> AsyncIterator[None]:
+        """It is killed, and afterwards back as if nothing had happened, without a standby."""
+        if how == "swallowing":
+            self.to_primary.stall()
+        async with stopped(self.primary, "immediate"):
+            yield
+        self.to_primary.resume()
+
+    async def promote(self) -> float:
+        """When the standby has become the primary."""
+        await asyncio.to_thread(self.standby.promote)
+        return time.monotonic()
+
+
+@contextmanager
+def paired() -> Iterator[Pair]:
+    with ExitStack() as stack:
+        primary = stack.enter_context(postgresql())
+        folder = stack.enter_context(TemporaryDirectory(prefix="task-api-"))
+        standby = Replica(Path(folder), primary)
+        standby.start()
+        stack.callback(standby.stop, "immediate")
+        database = create_database(primary).rpartition("/")[2]
+        asyncio.run(_synchronous(primary))
+        yield Pair(
+            primary,
+            standby,
+            database,
+            stack.enter_context(proxying(primary.port)),
+            stack.enter_context(proxying(standby.port)),
+        )
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """For a test that promotes the standby."""
+    with paired() as pair:
+        yield pair
+
+
+@pytest.fixture(scope="module")
+def shared_pair() -> Iterator[Pair]:
+    with paired() as pair:
+        yield pair
+
+
+@pytest.fixture
+def lasting(shared_pair: Pair) -> Iterator[Pair]:
+    """For tests that leave each server what it was."""
+    yield shared_pair
+    shared_pair.to_primary.restore()
+    shared_pair.to_standby.restore()
+
+
+async def _synchronous(primary: PostgreSQL) -> None:
+    async with connected(primary.url()) as connection:
+        await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        await connection.execute("SELECT pg_reload_conf()")
+
+        async def is_so() -> object:
+            return await connection.fetchval("SELECT sync_state = 'sync' FROM pg_stat_replication")
+
+        await eventually(is_so)
+
+
+@asynccontextmanager
+async def served_by(
+    folder: Path, **environment: str
+) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
+    with serving(folder, DATABASE_POOL_SIZE=str(POOL), **environment) as service:
+        async with service.client() as http:
+            with watched(service):
+                yield service, http
+
+
+class Answered(NamedTuple):
+    """When a request was answered, and after how many seconds."""
+
+    at: float
+    seconds: float
+    status: int
+
+
+class Traffic(Caller):
+    """A user with writers and readers who never stop, and how each of them was answered."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        super().__init__(http, someone(http).user)
+        self.ledger = Ledger()
+        self.reads: list[Answered] = []
+        self.writes: list[Answered] = []
+
+    async def request(
+        self, method: str, path: str = "", *, headers: dict[str, str] | None = None, **kwargs: Any
+    ) -> httpx.Response:
+        begun = time.monotonic()
+        response = await super().request(method, path, headers=headers, **kwargs)
+        now = time.monotonic()
+        answers = self.reads if method == "GET" else self.writes
+        answers.append(Answered(now, now - begun, response.status_code))
+        return response
+
+    @asynccontextmanager
+    async def flowing(self) -> AsyncIterator[None]:
+        async with load(WRITERS, self._write), load(READERS, self._read):
+            await self.ledger.reach(100)
+            yield
+
+    async def _write(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self.ledger.post(self)
+
+    async def _read(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self.get()
+
+    async def more(self, count: int) -> None:
+        """Until as many further writes have succeeded."""
+        await self.ledger.reach(len(self.ledger.promised) + count)
+
+    async def failed(self, count: int) -> None:
+        """Until as many writes have failed."""
+
+        async def have() -> bool:
+            return self.ledger.answers[503] >= count
+
+        await eventually(have)
+
+    async def assert_over(self, promoted: float, *, reads: set[int]) -> None:
+        """Writes succeeded soon after the promotion, and all that was promised was kept."""
+        written = [at for at, _, status in self.writes if status == 201 and at > promoted]
+        failed = [at for at, _, status in self.writes if status != 201]
+        slowest = max(answer.seconds for answer in self.writes + self.reads)
+        logger.info(
+            "the first write %.2f s after the promotion, %d refused, the slowest answer %.1f s",
+            *(min(written) - promoted, len(failed), slowest),
+        )
+        assert min(written) - promoted < RECOVERY
+        assert max(failed, default=promoted) - promoted < RECOVERY
+        assert slowest < LIMIT
+        assert self.ledger.answers.keys() <= {201, 503}
+        assert {answer.status for answer in self.reads} <= reads
+        self.ledger.assert_kept(await listed(self))
+
+
+class TestFailover:
+    # A machine that is gone answers nothing, and is replaced at once or when somebody has noticed.
+    # Without the cure it uses up all the time there is for connecting, and each connection that was
+    # left there keeps a request waiting.
+
+    @pytest.mark.parametrize("failures", [0, 3 * WRITERS], ids=["at once", "late"])
+    @pytest.mark.parametrize("how", ["refusing", "swallowing"])
+    async def test_is_over_two_seconds_after_the_promotion(
+        self, tmp_path: Path, pair: Pair, how: str, failures: int
+    ) -> None:
+        url = pair.direct if how == "refusing" else pair.by_proxies
+        async with served_by(tmp_path, DATABASE_URL=url) as (service, http):
+            traffic = Traffic(http)
+            async with traffic.flowing():
+                async with pair.without_primary(how):
+                    await traffic.failed(failures)
+                    promoted = await pair.promote()
+                    await traffic.more(100)
+                # Nobody goes back to what calls itself primary too.
+                await traffic.more(100)
+            await traffic.assert_over(promoted, reads={200, 503})
+            [moved] = [line for line in service.log().splitlines() if "go to" in line]
+            assert moved.startswith("INFO")
+
+    async def test_from_a_primary_that_was_made_read_only(self, tmp_path: Path, pair: Pair) -> None:
+        # As a provider does it who moves to another machine: connections stay, writes are 25006.
+        async with served_by(tmp_path, DATABASE_URL=pair.direct) as (_, http):
+            traffic = Traffic(http)
+            old_url = f"{pair.primary.url(pair.database)}"
+            async with traffic.flowing(), connected(old_url) as old:
+                await old.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+                await old.execute("SELECT pg_reload_conf()")
+                await traffic.failed(WRITERS)
+                promoted = await pair.promote()
+                await traffic.more(100)
+                # Reads would have gone on there, and told of what is past.
+                await eventually(lambda: _none_left(old_url))
+            await traffic.assert_over(promoted, reads={200})
+
+
+async def _none_left(url: str) -> bool:
+    return await backends(url) == 0
+
+
+class TestReading:
+    async def test_goes_on_from_the_standby_when_both_settings_name_both(
+        self, tmp_path: Path, pair: Pair
+    ) -> None:
+        environment = dict.fromkeys(("DATABASE_URL", "DATABASE_READ_URL"), pair.by_proxies)
+        async with served_by(tmp_path, **environment) as (_, http):
+
+            async def is_read_from() -> bool:
+                before = pair.to_primary.round_trips, pair.to_standby.round_trips
+                await listed(someone(http))
+                now = pair.to_primary.round_trips, pair.to_standby.round_trips
+                return (now[0] - before[0], now[1] - before[1]) == (0, 1)
+
+            await eventually(is_read_from)
+            traffic = Traffic(http)
+            async with traffic.flowing(), pair.without_primary("swallowing"):
+                await traffic.failed(WRITERS)
+                promoted = await pair.promote()
+                await traffic.more(100)
+            await traffic.assert_over(promoted, reads={200})
+
+    async def test_goes_to_the_next_host_when_one_falls_mute(
+        self, tmp_path: Path, lasting: Pair
+    ) -> None:
+        url = lasting.primary.url(lasting.database)
+        ports = lasting.to_standby.port, lasting.to_primary.port
+        read_url = f"{lasting.hosts(*ports)}?application_name=reader"
+        async with served_by(tmp_path, DATABASE_URL=url, DATABASE_READ_URL=read_url) as (_, http):
+            traffic = Traffic(http)
+
+            async def reads_at(server: PostgreSQL) -> bool:
+                async with connected(server.url(lasting.database)) as connection:
+                    count = await connection.fetchval(
+                        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'reader'"
+                    )
+                    return bool(count)
+
+            async with traffic.flowing():
+                await eventually(lambda: reads_at(lasting.standby))
+                lasting.to_standby.stall()
+                stalled = time.monotonic()
+                await eventually(lambda: reads_at(lasting.primary))
+                assert time.monotonic() - stalled < LIMIT
+                await traffic.more(100)
+            assert {answer.status for answer in traffic.writes} == {201}
+            assert {answer.status for answer in traffic.reads} <= {200, 503}
+            assert max(answer.seconds for answer in traffic.reads) < LIMIT
+
+
+@asynccontextmanager
+async def opened(url: str, **values: object) -> AsyncIterator[Database]:
+    async with open_database(settings_for(url, **values)) as database:
+        yield database
+
+
+_PORT = select(func.inet_server_port(type_=Integer).label("port"))
+PORT = Statement(_PORT)
+PID = Statement(select(func.pg_backend_pid(type_=Integer).label("pid")))
+SLOW_PORT = Statement(_PORT.select_from(func.pg_sleep(bindparam("seconds"))))
+
+
+async def port_of(database: Database) -> int:
+    """Where a statement is run."""
+    [row] = await PORT.rows(Session(database))
+    port: int = row["port"]
+    return port
+
+
+class TestTarget:
+    @pytest.fixture(autouse=True)
+    def patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However slow a host is, the order of the hosts decides."""
+        monkeypatch.setattr("database.hosts.STAGGER", LIMIT)
+
+    @pytest.mark.parametrize(
+        ("target", "first", "expected"),
+        [
+            (None, "standby", "primary"),
+            ("read-write", "standby", "primary"),
+            ("primary", "standby", "primary"),
+            ("any", "standby", "standby"),
+            ("any", "primary", "primary"),
+            ("standby", "primary", "standby"),
+            ("read-only", "primary", "standby"),
+            ("prefer-standby", "primary", "standby"),
+        ],
+    )
+    async def test_is_the_host_that_is_asked_for(
+        self, lasting: Pair, target: str | None, first: str, expected: str
+    ) -> None:
+        ports = {"primary": lasting.primary.port, "standby": lasting.standby.port}
+        url = lasting.hosts(*sorted(ports.values(), key=lambda port: port != ports[first]))
+        if target is not None:
+            url += f"?target_session_attrs={target}"
+        async with opened(url) as database:
+            assert await port_of(database) == ports[expected]
+
+    @pytest.mark.parametrize("target", ["read-write", "standby"])
+    async def test_of_one_host_is_honoured_too(self, lasting: Pair, target: str) -> None:
+        right, wrong = lasting.primary.port, lasting.standby.port
+        if target == "standby":
+            right, wrong = wrong, right
+        async with opened(f"{lasting.hosts(right)}?target_session_attrs={target}") as database:
+            assert await port_of(database) == right
+        async with opened(f"{lasting.hosts(wrong)}?target_session_attrs={target}") as database:
+            with pytest.raises(DatabaseUnavailable, match="target_session_attrs"):
+                await port_of(database)
+
+    async def test_that_no_host_is_can_be_told_from_a_host_that_is_away(
+        self, lasting: Pair
+    ) -> None:
+        lasting.to_primary.refuse()
+        ports = lasting.to_primary.port, lasting.standby.port
+        async with opened(lasting.hosts(*ports)) as database:
+            with pytest.raises(DatabaseUnavailable, match="it can't be reached"):
+                await port_of(database)
+        lasting.to_primary.accept()
+        url = f"{lasting.hosts(lasting.standby.port, lasting.to_standby.port)}"
+        async with opened(url) as database:
+            with pytest.raises(DatabaseUnavailable, match="no host of DATABASE_URL is what"):
+                await port_of(database)
+
+    async def test_prefer_standby_takes_the_primary_until_there_is_a_standby(
+        self, lasting: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("database.hosts.MAKESHIFT", 0.1)
+        lasting.to_standby.mute()
+        ports = lasting.primary.port, lasting.to_standby.port
+        url = f"{lasting.hosts(*ports)}?target_session_attrs=prefer-standby"
+        async with opened(url) as database:
+            assert await port_of(database) == lasting.primary.port
+            lasting.to_standby.resume()
+
+            async def is_found() -> bool:
+                return await port_of(database) == lasting.standby.port
+
+            await eventually(is_found)
+
+
+class TestConnections:
+    async def test_do_not_wait_twice_for_a_host_that_is_silent(self, lasting: Pair) -> None:
+        lasting.to_primary.mute()
+        before = lasting.to_primary.connections
+        ports = lasting.to_primary.port, lasting.standby.port
+        url = f"{lasting.hosts(*ports)}?target_session_attrs=any"
+        async with opened(url, database_connect_timeout=60) as database:
+            tasks = len(asyncio.all_tasks())
+            for _ in range(3):
+                assert await port_of(database) == lasting.standby.port
+                await database.engine.dispose()
+            assert lasting.to_primary.connections == before + 1
+
+            # What was begun with it is given up.
+            async def is_given_up() -> bool:
+                return len(asyncio.all_tasks()) == tasks
+
+            await eventually(is_given_up)
+            lasting.to_primary.resume()
+            await eventually(lambda: _none_left(lasting.primary.url(lasting.database)))
+
+    async def test_to_one_host_are_made_anew_when_a_write_is_refused(self, lasting: Pair) -> None:
+        # What they lead to may have been the primary, and its name may be another server's by now.
+        async with opened(lasting.direct) as database:
+            await upgrade_tables(database)
+        url = lasting.standby.url(lasting.database)
+
+        async def has_table() -> bool:
+            async with connected(url) as connection:
+                return await connection.fetchval("SELECT to_regclass('task')") is not None
+
+        await eventually(has_table)
+        async with opened(url) as database:
+            before = await PID.rows(Session(database))
+            assert await PID.rows(Session(database)) == before
+            with pytest.raises(DatabaseUnavailable, match="read-only"):
+                await CREATE.rows(Session(database), **new("refused"))
+            assert await PID.rows(Session(database)) != before
+
+    async def test_being_made_notice_a_promotion(self, pair: Pair) -> None:
+        pair.to_primary.mute()
+        async with opened(pair.by_proxies, database_connect_timeout=60) as database:
+            port = asyncio.create_task(port_of(database))
+
+            async def was_refused() -> bool:
+                return pair.to_standby.connections > 0
+
+            await eventually(was_refused)
+            assert not port.done()
+            promoted = await pair.promote()
+            assert await port == pair.standby.port
+            assert time.monotonic() - promoted < RECOVERY
+
+    async def test_in_use_are_left_in_peace_and_closed_afterwards(
+        self, lasting: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("database.hosts.STAGGER", LATE / 10)
+        ports = lasting.to_primary.port, lasting.standby.port
+        url = lasting.primary.url(lasting.database)
+
+        async def asleep() -> bool:
+            return await backends(url, "wait_event = 'PgSleep'") == 1
+
+        async with opened(f"{lasting.hosts(*ports)}?target_session_attrs=any") as database:
+            async with database.engine.connect() as session, asyncio.TaskGroup() as group:
+                own_port = select(func.inet_server_port())
+                assert await session.scalar(own_port) == lasting.primary.port
+                statement = SLOW_PORT.rows(Session(database), seconds=0.8 * LATE)
+                slow = group.create_task(statement)
+                await eventually(asleep)
+                lasting.to_primary.mute()
+                assert await port_of(database) == lasting.standby.port
+                assert not slow.done()
+                assert await session.scalar(own_port) == lasting.primary.port
+            assert slow.result() == [{"port": lasting.primary.port}]
+            for _ in range(2):
+                assert await port_of(database) == lasting.standby.port
+
+    async def test_that_keep_waiting_are_cut_when_the_database_is_elsewhere(
+        self, lasting: Pair
+    ) -> None:
+        ports = lasting.to_primary.port, lasting.standby.port
+        url = f"{lasting.hosts(*ports)}?target_session_attrs=any"
+        async with opened(url, database_statement_timeout=60) as database:
+            assert await port_of(database) == lasting.primary.port
+            lasting.to_primary.stall()
+            with pytest.raises(DatabaseUnavailable, match="the connection is broken"):
+                await port_of(database)
+            assert await port_of(database) == lasting.standby.port
+
+    async def test_of_a_slow_statement_are_not_cut(self, lasting: Pair) -> None:
+        async with opened(lasting.direct) as database:
+            rows = await SLOW_PORT.rows(Session(database), seconds=2 * LATE)
+            assert rows == [{"port": lasting.primary.port}]

@@ -42,7 +42,8 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine = create_engine(settings, settings.database_statement_timeout, self.target)
+        timeout = settings.database_statement_timeout
+        self.engine = create_engine(settings, timeout, self.target, self.setting)
         self.is_postgresql = self.engine.dialect.name == "postgresql"
         if self.is_postgresql:
             self.gate = Gate(settings.database_pool_size, settings.database_pool_timeout)
@@ -213,11 +214,7 @@ class _Replica(Database):
     target = "prefer-standby"
 
     def __init__(self, settings: Settings) -> None:
-        url = {"database_url": settings.database_read_url}
-        try:
-            super().__init__(settings.model_copy(update=url))
-        except SettingsError as error:
-            raise SettingsError(str(error).replace(Database.setting, self.setting)) from None
+        super().__init__(settings.model_copy(update={"database_url": settings.database_read_url}))
 
 
 class Session(AsyncSession):

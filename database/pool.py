@@ -154,13 +154,16 @@ class Pool(AsyncAdaptedQueuePool):
 
 
 def create_engine(
-    settings: Settings, statement_timeout: float | None, target: str = "read-write"
+    settings: Settings,
+    statement_timeout: float | None,
+    target: str = "read-write",
+    setting: str = "DATABASE_URL",
 ) -> AsyncEngine:
     """An engine for the database of the settings. Raises SettingsError for a bad URL.
 
-    For `target`, see connection_arguments.
+    For `target` and `setting`, see connection_arguments.
     """
-    url, arguments = connection_arguments(settings.database_url.get_secret_value(), target)
+    url, arguments = connection_arguments(settings.database_url.get_secret_value(), target, setting)
     is_sqlite = url.get_backend_name() == "sqlite"
     has_several_hosts = "," in url.query.get("host", "")
     if is_sqlite:

@@ -17,30 +17,42 @@ from sqlalchemy.exc import ArgumentError
 from settings import SettingsError
 
 
-def connection_arguments(url: str, target: str = "read-write") -> tuple[URL, dict[str, Any]]:
+class BadURL(ValueError):
+    """A database URL can't be used. The message goes on after the setting's name."""
+
+
+def connection_arguments(
+    url: str, target: str = "read-write", setting: str = "DATABASE_URL"
+) -> tuple[URL, dict[str, Any]]:
     """The driver's URL and connect arguments for what Neon, Heroku or a person writes.
 
     libpq's `sslmode`, `sslrootcert` and `channel_binding`, which asyncpg does not take from an
     SQLAlchemy URL, become its `ssl` argument. `target` is the target_session_attrs of several hosts
-    whose URL says nothing of it. Raises SettingsError, which never quotes the URL.
+    whose URL says nothing of it. Raises SettingsError, which names the setting and never quotes the
+    URL.
     """
-    url, listed = _without_host_list(url.strip())
     try:
-        parsed = make_url(url)
+        return _arguments(url.strip(), target)
+    except BadURL as error:
+        raise SettingsError(f"{setting} {error}") from None
+
+
+def _arguments(text: str, target: str) -> tuple[URL, dict[str, Any]]:
+    text, listed = _without_host_list(text)
+    try:
+        url = make_url(text)
     except (ArgumentError, ValueError):
-        raise SettingsError(
-            "DATABASE_URL is not a URL: it should look like "
+        raise BadURL(
+            "is not a URL: it should look like "
             "postgresql://user:password@host/database or sqlite:///tasks.db"
         ) from None
-    match parsed.drivername.partition("+")[0]:
+    match url.drivername.partition("+")[0]:
         case "postgres" | "postgresql":
-            return _postgresql_arguments(parsed, listed, target)
+            return _postgresql_arguments(url, listed, target)
         case "sqlite":
-            return parsed.set(drivername="sqlite+aiosqlite"), {}
+            return url.set(drivername="sqlite+aiosqlite"), {}
         case _:
-            raise SettingsError(
-                "DATABASE_URL is of a database that is not supported: use postgresql:// or sqlite://"
-            )
+            raise BadURL("is of a database that is not supported: use postgresql:// or sqlite://")
 
 
 def place(url: URL) -> str:
@@ -68,8 +80,8 @@ def _postgresql_arguments(url: URL, listed: str | None, target: str) -> tuple[UR
     for name, value in url.query.items():
         if name not in _PARAMETERS or not isinstance(value, str):
             # Not named: it may be part of a password that should have been percent-encoded.
-            raise SettingsError(
-                "DATABASE_URL has a parameter that is not supported, or one twice; supported are "
+            raise BadURL(
+                "has a parameter that is not supported, or one twice; supported are "
                 + ", ".join(_PARAMETERS)
             )
     hosts, ports = _hosts(url, listed)
@@ -83,16 +95,14 @@ def _postgresql_arguments(url: URL, listed: str | None, target: str) -> tuple[UR
     for name in _CACHE_SIZES:
         if name in query:
             if not str(query[name]).isdecimal():
-                raise SettingsError(f"DATABASE_URL: {name} must be a number")
+                raise BadURL(f"is wrong: {name} must be a number")
             arguments[name] = int(str(query[name]))
     if query.get("pgbouncer") == "true":  # As Prisma is told of such a pooler.
         arguments.setdefault("statement_cache_size", 0)
     if len(hosts) > 1 or "target_session_attrs" in query:
         asked = query.get("target_session_attrs", target)
         if asked not in _TARGETS:
-            raise SettingsError(
-                f"DATABASE_URL: target_session_attrs must be one of {', '.join(_TARGETS)}"
-            )
+            raise BadURL(f"is wrong: target_session_attrs must be one of {', '.join(_TARGETS)}")
         arguments["target_session_attrs"] = asked
     where = {}
     if len(hosts) > 1:
@@ -142,15 +152,15 @@ def _hosts(url: URL, listed: str | None) -> tuple[list[str], list[int]]:
     if len(ports) == 1:
         ports *= len(names)
     if len(ports) != len(names) or (len(names) > 1 and not all(names)):
-        raise SettingsError(
-            "DATABASE_URL: several hosts are written host1:5432,host2:5432, and a parameter port "
+        raise BadURL(
+            "is wrong: several hosts are written host1:5432,host2:5432, and a parameter port "
             "has one number for all of them or one for each"
         )
     if any("@" in name for name in names):
-        raise SettingsError("DATABASE_URL: an @ in its password must be written as %40")
+        raise BadURL("is wrong: an @ in its password must be written as %40")
     numbers = [int(port) if port.isdecimal() else 0 for port in (p or "5432" for p in ports)]
     if not all(0 < number < 65536 for number in numbers):
-        raise SettingsError("DATABASE_URL: a port must be a number from 1 to 65535")
+        raise BadURL("is wrong: a port must be a number from 1 to 65535")
     return names, numbers
 
 
@@ -159,7 +169,7 @@ def _ssl_argument(url: URL, hosts: Iterable[str]) -> ssl.SSLContext | str | bool
     name = "sslmode" if "sslmode" in url.query else "ssl"
     sslmode = url.query.get(name)
     if url.query.get("ssl", sslmode) != sslmode:
-        raise SettingsError("DATABASE_URL: sslmode and ssl differ: remove one of them")
+        raise BadURL("is wrong: sslmode and ssl differ: remove one of them")
     sslrootcert = cast(str | None, url.query.get("sslrootcert"))
     channel_binding = url.query.get("channel_binding")
     # Of several hosts, the one that is furthest away decides.
@@ -168,13 +178,13 @@ def _ssl_argument(url: URL, hosts: Iterable[str]) -> ssl.SSLContext | str | bool
         # asyncpg can't bind channels. What is asked for is that nobody stands in the middle, and a
         # certificate verified in full gives that as well.
         if sslmode in ("disable", "allow", "prefer"):
-            raise SettingsError(
-                f"DATABASE_URL asks for {name}={sslmode} and channel_binding=require, "
+            raise BadURL(
+                f"asks for {name}={sslmode} and channel_binding=require, "
                 "which exclude each other: remove one of them"
             )
         mode = "verify-full"
     elif channel_binding not in (None, "prefer", "disable"):
-        raise SettingsError("DATABASE_URL: channel_binding must be require, prefer or disable")
+        raise BadURL("is wrong: channel_binding must be require, prefer or disable")
     if mode == "require" and sslrootcert is not None:
         mode = "verify-ca"  # As libpq does.
     match mode:
@@ -192,14 +202,14 @@ def _ssl_argument(url: URL, hosts: Iterable[str]) -> ssl.SSLContext | str | bool
             try:
                 context = ssl.create_default_context(cafile=cafile)
             except (OSError, ssl.SSLError):
-                raise SettingsError("DATABASE_URL: sslrootcert is not a readable file") from None
+                raise BadURL("is wrong: sslrootcert is not a readable file") from None
             context.check_hostname = mode == "verify-full"
             # libpq does not ask for what PostgreSQL's manual does not put into a certificate.
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
             return context
         case _:
-            raise SettingsError(
-                f"DATABASE_URL: {name} must be disable, allow, prefer, require, verify-ca "
+            raise BadURL(
+                f"is wrong: {name} must be disable, allow, prefer, require, verify-ca "
                 "or verify-full"
             )
 

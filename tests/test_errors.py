@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 from support import Caller, assert_error, assert_invalid
@@ -141,6 +141,27 @@ class TestServiceErrors:
         assert record.levelno == level
         assert record.exc_info is None
 
+    @pytest.mark.parametrize("name", ERRORS)
+    async def test_are_answered_by_any_app(self, name: str) -> None:
+        app = FastAPI()
+
+        @app.get("/")
+        async def endpoint() -> None:
+            raise getattr(errors, name)("hunter2")
+
+        status, detail, headers = ERRORS[name]
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+            response = await web.get("/")
+        assert_error(response, status, detail)
+        assert response.headers.items() >= headers.items()
+
+    def test_say_why_to_whoever_catches_them(self) -> None:
+        with pytest.raises(HTTPException) as caught:
+            raise ExpiredToken("exp is past")
+        assert str(caught.value) == "exp is past"
+        assert (caught.value.status_code, caught.value.detail) == (401, "Token has expired")
+
     def test_are_declared_once_a_status(self) -> None:
         declared = error_responses(TaskNotFound, AccessDenied, MissingToken)
         assert list(declared) == [401, 403, 404]
@@ -161,7 +182,7 @@ class TestServiceErrors:
         self, method: str, path: str, declared: set[type[ServiceError]]
     ) -> None:
         operation = main_app.openapi()["paths"][f"/api/{{user_id}}/tasks{path}"][method]
-        assert operation["responses"].keys() >= {f"{error.status}" for error in declared}
+        assert operation["responses"].keys() >= {f"{error.status_code}" for error in declared}
 
 
 class TestHTTPErrors:

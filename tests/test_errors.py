@@ -28,9 +28,8 @@ from errors import (
     install_error_handlers,
 )
 from main import app as main_app
-from middleware.cors import AllowedOrigins
-from middleware.errors import UnhandledErrors
 from middleware.request import RequestMiddleware
+from middleware.stack import TaskAPI
 
 ORIGIN = "http://localhost:3000"
 RETRY = {"retry-after": "1"}
@@ -80,12 +79,9 @@ def database_url(sqlite_url: str) -> str:
 
 @pytest.fixture
 def app() -> FastAPI:
-    """An app of a test's own endpoints between the service's own handlers and middlewares."""
-    app = FastAPI()
+    """An app of a test's own endpoints behind the service's own layer and handlers."""
+    app = TaskAPI()
     install_error_handlers(app)
-    app.add_middleware(UnhandledErrors)
-    app.add_middleware(AllowedOrigins)
-    app.add_middleware(RequestMiddleware)
     return app
 
 
@@ -367,7 +363,7 @@ class TestUnhandledErrors:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             raise error
 
-        call = UnhandledErrors(half_done)({"type": "http"}, nothing, append_to(collected))
+        call = RequestMiddleware(half_done)(GET, nothing, append_to(collected))
         if error is ClientDisconnect:
             await call
         else:
@@ -381,7 +377,7 @@ class TestUnhandledErrors:
         async def waiting(_scope: Scope, _receive: Receive, _send: Send) -> None:
             raise ClientDisconnect
 
-        await UnhandledErrors(waiting)({"type": "http"}, nothing, append_to(collected))
+        await RequestMiddleware(waiting)(GET, nothing, append_to(collected))
         assert collected == []
         assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
@@ -390,8 +386,11 @@ class TestUnhandledErrors:
             raise ValueError("at the start")
 
         with pytest.raises(ValueError, match="at the start"):
-            await UnhandledErrors(failing)({"type": "lifespan"}, nothing, append_to(collected))
+            await RequestMiddleware(failing)({"type": "lifespan"}, nothing, append_to(collected))
         assert collected == []
+
+
+GET: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
 
 
 @pytest.fixture

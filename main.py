@@ -21,7 +21,7 @@ from logs import service_logs, take_over_uvicorns_lines
 from middleware.access import access_log
 from middleware.stack import TaskAPI
 from routes import health, tasks
-from server import stop_in_order
+from server import send_whole_responses, stop_in_order
 from settings import get_settings
 from tokens.verify import open_verifier
 
@@ -38,6 +38,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             app.state.token_verifier = token_verifier
             app.state.database = database
             await keep_tables(database)
+            send_whole_responses()
             try:
                 yield
             finally:

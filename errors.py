@@ -21,117 +21,119 @@ middleware/errors.py.
 """
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 logger = logging.getLogger("tasks.errors")
 
 
-class ServiceError(Exception):
-    """An answer other than success. The exception's own text is for the log, never for a client."""
+class ServiceError(HTTPException):
+    """An answer other than success. The text it is raised with is for the log, never for a client.
 
-    status: ClassVar[int]
-    detail: ClassVar[str]
+    An HTTPException, so that any FastAPI app that uses a dependency of ours answers it rightly.
+    """
+
+    status_code: int
+    detail: str
+    headers: Mapping[str, str] | None = None
     log_level: ClassVar[int] = logging.INFO
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return {}
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(self.status_code, self.detail, self.headers)
+        self._reason = reason
+
+    def __str__(self) -> str:
+        return self._reason
+
+
+def _challenge(description: str) -> Mapping[str, str]:
+    challenge = f'Bearer error="invalid_token", error_description="{description}"'
+    return MappingProxyType({"WWW-Authenticate": challenge})
 
 
 class MissingToken(ServiceError):
     """No usable Authorization header; no error code then, says RFC 6750 §3.1."""
 
-    status = 401
+    status_code = 401
     detail = "Missing authorization token"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"WWW-Authenticate": "Bearer"}
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class InvalidToken(ServiceError):
     """A token that fails a check, which the exception's text names."""
 
-    status = 401
+    status_code = 401
     detail = "Invalid token"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        challenge = f'Bearer error="invalid_token", error_description="{self.detail}"'
-        return {"WWW-Authenticate": challenge}
+    headers = _challenge("Invalid token")
 
 
 class ExpiredToken(InvalidToken):
     """A token in order but for its age."""
 
     detail = "Token has expired"
+    headers = _challenge("Token has expired")
 
 
 class AccessDenied(ServiceError):
     """The token is another user's than the path's, whether or not that user exists."""
 
-    status = 403
+    status_code = 403
     detail = "Access denied"
 
 
 class TaskNotFound(ServiceError):
     """The user has no such task."""
 
-    status = 404
+    status_code = 404
     detail = "Task not found"
 
 
 class BodyTimeout(ServiceError):
     """The body has not arrived within routes.body.BODY_TIMEOUT."""
 
-    status = 408
+    status_code = 408
     detail = "Request body did not arrive in time"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Connection": "close"}
+    headers = MappingProxyType({"Connection": "close"})
 
 
 class TaskLimitReached(ServiceError):
     """The user has as many tasks as TASKS_PER_USER allows."""
 
-    status = 409
+    status_code = 409
     detail = "Task limit reached"
 
 
 class BodyTooLarge(ServiceError):
     """The body is above routes.body.MAX_BODY_BYTES."""
 
-    status = 413
+    status_code = 413
     detail = "Request body is too large"
 
 
 class UnsupportedMediaType(ServiceError):
     """The body is not declared as JSON."""
 
-    status = 415
+    status_code = 415
     detail = "Content-Type must be application/json"
 
 
 class Unavailable(ServiceError):
     """Something that the service needs does not serve it just now; the same request may succeed."""
 
-    status = 503
+    status_code = 503
     detail = "Service temporarily unavailable"
+    headers = MappingProxyType({"Retry-After": "1"})
     # Whoever raises it logs when the outage begins and ends: logs.Outage.
     log_level = logging.DEBUG
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": "1"}
 
 
 class DatabaseUnavailable(Unavailable):
@@ -157,8 +159,8 @@ class ErrorBody(BaseModel):
 def error_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI `responses` of an endpoint that may raise these."""
     return {
-        error.status: {"model": ErrorBody, "description": error.detail}
-        for error in sorted(errors, key=lambda error: error.status)
+        error.status_code: {"model": ErrorBody, "description": error.detail}
+        for error in sorted(errors, key=lambda error: error.status_code)
     }
 
 
@@ -166,13 +168,13 @@ def install_error_handlers(app: FastAPI) -> None:
     """Answer every error of this module's tree, and the framework's own, in the same form."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(StarletteHTTPException, _http_error)
 
 
 async def _service_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)  # noqa: S101  # registered for it
-    logger.log(error.log_level, "%s %s: %s", error.status, error.detail, error)
-    return JSONResponse({"detail": error.detail}, error.status, error.headers)
+    logger.log(error.log_level, "%s %s: %s", error.status_code, error.detail, error)
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
 async def _validation_error(_request: Request, error: Exception) -> Response:
@@ -183,7 +185,7 @@ async def _validation_error(_request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101  # registered for it
+    assert isinstance(error, StarletteHTTPException)  # noqa: S101  # registered for it
     if error.status_code == 405:
         # Starlette names the methods of the first route with this path; RFC 9110 wants them all.
         error.headers = {"Allow": ", ".join(sorted(_methods_of_path(request)))}

@@ -8,7 +8,7 @@ database/urls.py.
 import os
 import re
 from functools import lru_cache
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     database_connect_timeout: float = Field(default=2.0, gt=0, le=60)
     # Seconds one statement may take.
     database_statement_timeout: float = Field(default=1.5, gt=0, le=60)
+    # The form of log lines; by default text on a terminal and JSON otherwise.
+    log_format: Literal["text", "json"] | None = None
+    # The least of what is logged; the line of each request is info.
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @classmethod
     def settings_customise_sources(
@@ -85,6 +89,11 @@ class Settings(BaseSettings):
         if url is not None and not url.get_secret_value().strip():
             raise ValueError("is blank: set a database URL, or remove the line")
         return url
+
+    @field_validator("log_format", "log_level", mode="before")
+    @classmethod
+    def _in_lower_case(cls, value: object) -> object:
+        return (value.strip().lower() or None) if isinstance(value, str) else value
 
     @field_validator("better_auth_secret")
     @classmethod

@@ -9,6 +9,7 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
 from errors import AccessDenied, MissingToken
+from middleware.access import USER
 from schemas import decode_user_id
 from settings import get_settings
 from tokens.verify import TokenVerifier
@@ -27,6 +28,7 @@ class VerifyUserAccess(SecurityBase):
 
     async def __call__(self, request: Request) -> str:
         subject = await _verifier(request.app).subject(_bearer_token(request))
+        request.scope[USER] = subject
         if subject != decode_user_id(request.path_params["user_id"]):
             raise AccessDenied("sub is not the user of the path")
         return subject

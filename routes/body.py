@@ -39,7 +39,10 @@ class JsonBody[T]:
         return self._parse(request, await _read(request))
 
     def _parse(self, request: Request, body: bytes) -> T:
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        declared = request.headers.get("content-type")
+        if declared is None and not body:
+            raise _invalid("missing", "Field required")
+        media_type = (declared or "").partition(";")[0].strip().lower()
         if not _JSON_TYPE.fullmatch(media_type):
             raise UnsupportedMediaType(f"{media_type!r}")
         try:

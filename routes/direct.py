@@ -7,10 +7,12 @@ route is made, and what is left of it is a few calls (specs/decisions.md, D15).
 
 import inspect
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi._compat import ModelField
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import RequestValidationError
@@ -44,13 +46,16 @@ class DirectRoute(APIRoute):
             self._first_step = _dependency_step(dependency, self._first_step)
         self.app = self._respond
 
+    async def respond(self, request: Request) -> Response:
+        """The endpoint's answer; every dependency has ended by then. Raises what they raise."""
+        return await self._first_step(request, {})
+
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         if getattr(scope["app"], "dependency_overrides", None):
             self.dependency_overrides_provider = scope["app"]
             await request_response(self.get_route_handler())(scope, receive, send)
             return
-        response = await self._first_step(Request(scope, receive, send), {})
-        # Every dependency has ended by now: what is answered has been committed.
+        response = await self.respond(Request(scope, receive, send))
         await response(scope, receive, send)
 
 
@@ -61,7 +66,7 @@ def _endpoint_step(dependant: Dependant) -> Step:
     given = [(d.name, d.call) for d in dependant.dependencies if d.name and d.call]
     path = [(field.name, field.alias, field.validate) for field in dependant.path_params]
     others = [
-        (fields, source)
+        _Others(fields, source)
         for fields, source in (
             (dependant.query_params, "query_params"),
             (dependant.header_params, "headers"),
@@ -69,20 +74,25 @@ def _endpoint_step(dependant: Dependant) -> Step:
         )
         if fields
     ]
-    names = {name for name, *_ in given + path} | {f.name for fields, _ in others for f in fields}
+    request_name = dependant.request_param_name
+    names = {name for name, *_ in given + path} | ({request_name} - {None})
+    names |= {field.name for other in others for field in other.fields}
     if names != signature.parameters.keys() or signature.return_annotation is not Response:
         raise TypeError(f"{endpoint} takes what a DirectRoute can't give, or gives no Response")
 
     async def call(request: Request, solved: Given) -> Response:
         arguments = {name: solved[dependency] for name, dependency in given}
+        if request_name is not None:
+            arguments[request_name] = request
         errors: list[Any] = []
+        path_params = request.scope["path_params"]
         for name, alias, validate in path:
             # A part of the path is always there, and once.
             loc = ("path", alias)
-            arguments[name], its_errors = validate(request.path_params[alias], loc=loc)
+            arguments[name], its_errors = validate(path_params[alias], loc=loc)
             errors += its_errors
-        for fields, source in others:
-            values, its_errors = request_params_to_args(fields, getattr(request, source))
+        for other in others:
+            values, its_errors = other.read(request)
             arguments.update(values)
             errors += its_errors
         if errors:
@@ -91,6 +101,48 @@ def _endpoint_step(dependant: Dependant) -> Step:
         return response
 
     return call
+
+
+class _Others:
+    """The query, header or cookie parameters of an endpoint.
+
+    Most requests send none of them. What FastAPI makes of nothing is then taken as it was found
+    when the route was made, unless that is an error or might be changed by whoever gets it.
+    """
+
+    def __init__(self, fields: list[ModelField], source: str) -> None:
+        self.fields = fields
+        self._source = source
+        self._headers = _headers(fields, source)
+        values, errors = request_params_to_args(fields, {})
+        infos = [field.field_info for field in fields]
+        fixed = not errors and all(info.default_factory is None for info in infos)
+        # A copy of what can't be changed is the thing itself.
+        fixed = fixed and all(deepcopy(value) is value for value in values.values())
+        self._of_nothing = (values, errors) if fixed else None
+
+    def read(self, request: Request) -> tuple[dict[str, Any], list[Any]]:
+        """Values by the names of parameters, and errors."""
+        if self._of_nothing is not None and not self._are_sent(request.scope):
+            return self._of_nothing
+        return request_params_to_args(self.fields, getattr(request, self._source))
+
+    def _are_sent(self, scope: Scope) -> bool:
+        if self._headers is None:
+            return bool(scope["query_string"])
+        return not self._headers.isdisjoint(dict(scope["headers"]))
+
+
+def _headers(fields: list[ModelField], source: str) -> set[bytes] | None:
+    """The names of the headers that parameters come in; None for those of the query."""
+    match source:
+        case "query_params":
+            return None
+        case "cookies":
+            return {b"cookie"}
+    if not all(isinstance(f.field_info.validation_alias, str | None) for f in fields):
+        raise TypeError("a header of several names is more than a DirectRoute can give")
+    return {(field.validation_alias or field.alias).lower().encode() for field in fields}
 
 
 def _dependency_step(dependency: Dependant, step: Step) -> Step:
@@ -105,12 +157,20 @@ def _dependency_step(dependency: Dependant, step: Step) -> Step:
         solved[call] = await call(request)
         return await step(request, solved)
 
+    # What asynccontextmanager does, for half of its time.
     async def within(request: Request, solved: Given) -> Response:
-        async with context(request) as solved[call]:
-            return await step(request, solved)
+        generator = call(request)
+        solved[call] = await anext(generator)
+        try:
+            response = await step(request, solved)
+        except BaseException as error:
+            with suppress(StopAsyncIteration):  # It may end; the error is not its own to swallow.
+                await generator.athrow(error)
+            raise
+        await anext(generator, None)
+        return response
 
     if inspect.isasyncgenfunction(call) and dependency.scope == "function":
-        context = asynccontextmanager(call)
         return within
     if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__):
         return after

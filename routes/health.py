@@ -5,8 +5,9 @@ from fastapi import APIRouter, Request, Response
 
 from db import Database
 from errors import DatabaseUnavailable, error_responses
+from routes.direct import DirectRoute
 
-router = APIRouter(tags=["health"])
+router = APIRouter(route_class=DirectRoute, tags=["health"])
 
 _OK = b'{"status":"ok"}'
 _READY = b'{"status":"ready"}'

@@ -51,7 +51,7 @@ class Service:
             self.process = subprocess.Popen(
                 [*command, "--port", "0", *arguments],
                 cwd=folder,
-                env={"PATH": os.environ["PATH"], **environment},
+                env={"PATH": os.environ["PATH"], "LOG_FORMAT": "text", **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -64,8 +64,13 @@ class Service:
         return self._log.read_text()
 
     def logged(self, request_id: str) -> list[str]:
-        """The log lines of a request that has been dealt with."""
-        return until(lambda: [line for line in self.log().splitlines() if request_id in line])
+        """The log lines of a request, of which the access log's is the last."""
+
+        def lines() -> list[str] | None:
+            found = [line for line in self.log().splitlines() if request_id in line]
+            return found if found and " ms client=" in found[-1] else None
+
+        return until(lines)
 
     def wait_for_health(self) -> None:
         self.port = int(until(self._find_port))

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from database.database import Database
 from db import SessionDep
 from errors import DatabaseUnavailable, install_error_handlers
-from middleware.errors import UnhandledErrors
+from middleware.request import RequestMiddleware
 from models import Task
 from queries import CREATE
 
@@ -49,7 +49,7 @@ def app(database: Database) -> FastAPI:
     app = FastAPI()
     app.state.database = database
     install_error_handlers(app)
-    app.add_middleware(UnhandledErrors)
+    app.add_middleware(RequestMiddleware)
     return app
 
 

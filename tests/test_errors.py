@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 from support import Caller, assert_error, assert_invalid
@@ -28,9 +28,8 @@ from errors import (
     install_error_handlers,
 )
 from main import app as main_app
-from middleware.cors import AllowedOrigins
-from middleware.errors import UnhandledErrors
 from middleware.request import RequestMiddleware
+from middleware.stack import TaskAPI
 
 ORIGIN = "http://localhost:3000"
 RETRY = {"retry-after": "1"}
@@ -81,12 +80,9 @@ def database_url(sqlite_url: str) -> str:
 
 @pytest.fixture
 def app() -> FastAPI:
-    """An app of a test's own endpoints between the service's own handlers and middlewares."""
-    app = FastAPI()
+    """An app of a test's own endpoints behind the service's own layer and handlers."""
+    app = TaskAPI()
     install_error_handlers(app)
-    app.add_middleware(UnhandledErrors)
-    app.add_middleware(AllowedOrigins)
-    app.add_middleware(RequestMiddleware)
     return app
 
 
@@ -142,6 +138,27 @@ class TestServiceErrors:
         assert record.levelno == level
         assert record.exc_info is None
 
+    @pytest.mark.parametrize("name", ERRORS)
+    async def test_are_answered_by_any_app(self, name: str) -> None:
+        app = FastAPI()
+
+        @app.get("/")
+        async def endpoint() -> None:
+            raise getattr(errors, name)("hunter2")
+
+        status, detail, headers = ERRORS[name]
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+            response = await web.get("/")
+        assert_error(response, status, detail)
+        assert response.headers.items() >= headers.items()
+
+    def test_say_why_to_whoever_catches_them(self) -> None:
+        with pytest.raises(HTTPException) as caught:
+            raise ExpiredToken("exp is past")
+        assert str(caught.value) == "exp is past"
+        assert (caught.value.status_code, caught.value.detail) == (401, "Token has expired")
+
     def test_are_declared_once_a_status(self) -> None:
         declared = error_responses(TaskNotFound, AccessDenied, MissingToken)
         assert list(declared) == [401, 403, 404]
@@ -162,7 +179,7 @@ class TestServiceErrors:
         self, method: str, path: str, declared: set[type[ServiceError]]
     ) -> None:
         operation = main_app.openapi()["paths"][f"/api/{{user_id}}/tasks{path}"][method]
-        assert operation["responses"].keys() >= {f"{error.status}" for error in declared}
+        assert operation["responses"].keys() >= {f"{error.status_code}" for error in declared}
 
 
 class TestHTTPErrors:
@@ -347,7 +364,7 @@ class TestUnhandledErrors:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             raise error
 
-        call = UnhandledErrors(half_done)({"type": "http"}, nothing, append_to(collected))
+        call = RequestMiddleware(half_done)(GET, nothing, append_to(collected))
         if error is ClientDisconnect:
             await call
         else:
@@ -361,7 +378,7 @@ class TestUnhandledErrors:
         async def waiting(_scope: Scope, _receive: Receive, _send: Send) -> None:
             raise ClientDisconnect
 
-        await UnhandledErrors(waiting)({"type": "http"}, nothing, append_to(collected))
+        await RequestMiddleware(waiting)(GET, nothing, append_to(collected))
         assert collected == []
         assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
@@ -370,8 +387,11 @@ class TestUnhandledErrors:
             raise ValueError("at the start")
 
         with pytest.raises(ValueError, match="at the start"):
-            await UnhandledErrors(failing)({"type": "lifespan"}, nothing, append_to(collected))
+            await RequestMiddleware(failing)({"type": "lifespan"}, nothing, append_to(collected))
         assert collected == []
+
+
+GET: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 # [Task]: T020 [From]: specs/requirements.md
-"""Log lines carry the id of their request, in uvicorn's lines and in this service's."""
+"""One form for all lines, uvicorn's and this service's, with the id of their request."""
 
 import asyncio
 import io
+import json
 import logging
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,7 +16,8 @@ from support import Caller
 from uvicorn.config import LOGGING_CONFIG
 from uvicorn.logging import DefaultFormatter
 
-from logs import Outage, current_request_id, request_ids_in_logs
+from logs import Outage, current_request_id, service_logs, take_over_uvicorns_lines
+from settings import get_settings
 
 ID = "id-of-the-request"
 
@@ -73,13 +76,13 @@ class TestRecords:
     def test_have_the_id_of_their_request(
         self, request_id: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with request_ids_in_logs():
+        with service_logs(get_settings()):
             logging.getLogger("of a library").warning("hello")
         [record] = caplog.records
         assert vars(record)["request_id"] == request_id
 
     def test_have_a_dash_outside_of_requests(self, caplog: pytest.LogCaptureFixture) -> None:
-        with request_ids_in_logs():
+        with service_logs(get_settings()):
             logging.getLogger("of a library").warning("hello")
         [record] = caplog.records
         assert vars(record)["request_id"] == "-"
@@ -96,7 +99,7 @@ class TestRecords:
 
         logging.setLogRecordFactory(with_host)
         try:
-            with request_ids_in_logs():
+            with service_logs(get_settings()):
                 logging.getLogger("of a library").warning("hello")
             assert logging.getLogRecordFactory() is with_host
         finally:
@@ -115,47 +118,100 @@ class TestRecords:
         assert sorted(vars(record)["request_id"] for record in missing) == sent
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 class TestUvicorn:
-    def test_lines_show_the_id(self, request_id: str) -> None:
-        handler, stream = uvicorn_handler("default")
-        with handlers_of("uvicorn", handler), request_ids_in_logs():
-            logging.getLogger("uvicorn.error").info("Application startup complete.")
-        assert stream.getvalue() == f"INFO:     [{request_id}] Application startup complete.\n"
+    def said(self, stream: io.StringIO, *arguments: object) -> str:
+        """What uvicorn's logger, set up by its defaults and taken over, writes there."""
+        handler, _ = uvicorn_handler("default")
+        handler.setStream(stream)
+        with handlers_of("uvicorn", handler) as logger:
+            take_over_uvicorns_lines()
+            logger.log(*arguments)
+        return stream.getvalue()
 
-    def test_access_lines_show_the_id(self, request_id: str) -> None:
-        handler, stream = uvicorn_handler("access")
-        with handlers_of("uvicorn.access", handler) as access, request_ids_in_logs():
-            access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", "/health", "1.1", 200)
-        assert stream.getvalue() == (
-            f'INFO:     [{request_id}] 127.0.0.1:5 - "GET /health HTTP/1.1" 200 OK\n'
-        )
+    def test_lines_are_text_on_a_terminal(self, request_id: str) -> None:
+        said = self.said(Terminal(), logging.INFO, "hello %s", "you")
+        assert said == f"\x1b[32mINFO:\x1b[0m     [{request_id}] hello you\n"
 
-    def test_access_lines_have_no_colours_unless_asked_for(
+    def test_lines_are_json_elsewhere(self, request_id: str) -> None:
+        line = json.loads(self.said(io.StringIO(), logging.WARNING, "hello %s", "you"))
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+        assert line == {
+            "level": "warning",
+            "logger": "uvicorn",
+            "message": "hello you",
+            "request_id": request_id,
+        }
+
+    @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+    def test_lines_are_what_is_asked_for(
+        self, stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LOG_FORMAT", "json")
+        assert json.loads(self.said(stream(), logging.INFO, "hello"))["message"] == "hello"
+        monkeypatch.setenv("LOG_FORMAT", "text")
+        assert "[-] hello" in self.said(stream(), logging.INFO, "hello")
+
+    def test_text_has_no_colours_in_a_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOG_FORMAT", "text")
+        assert self.said(io.StringIO(), logging.ERROR, "hello") == "ERROR:    [-] hello\n"
+
+    @pytest.mark.parametrize("form", ["text", "json"])
+    def test_one_line_stays_one_whatever_is_in_it(
+        self, form: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LOG_FORMAT", form)
+        forged = "a\nINFO:     [x] forged\r\x1b[2J\x7f\x00\x9b\u2028\ud800"
+        said = self.said(io.StringIO(), logging.INFO, "%s", forged)
+        assert len(said.splitlines()) == 1
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\ud800]", said)
+        if form == "json":
+            assert json.loads(said)["message"] == forged
+
+    @pytest.mark.parametrize("form", ["text", "json"])
+    def test_exception_is_told_in_full(self, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOG_FORMAT", form)
+        try:
+            raise ValueError("why\nERROR:    [x] forged")
+        except ValueError:
+            stream = io.StringIO()
+            handler, _ = uvicorn_handler("default")
+            handler.setStream(stream)
+            with handlers_of("uvicorn", handler) as logger:
+                take_over_uvicorns_lines()
+                logger.exception("it failed")
+        said = stream.getvalue()
+        if form == "json":
+            line = json.loads(said)
+            assert line["message"] == "it failed"
+            assert line["exception"].startswith("Traceback (most recent call last):\n")
+            assert "ValueError: why" in line["exception"]
+        else:
+            first, *trace = said.splitlines()
+            assert first == "ERROR:    [-] it failed"
+            assert all(line.startswith("    ") for line in trace)
+            assert "    ValueError: why" in trace
+
+    def test_settings_that_are_refused_are_told_all_the_same(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        handler, stream = uvicorn_handler("access")
-        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-        with handlers_of("uvicorn.access", handler) as access, request_ids_in_logs():
-            access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", "/health", "1.1", 200)
-        assert "\x1b" not in stream.getvalue()
-
-    def test_colours_stay_as_they_were(self) -> None:
-        handler, stream = uvicorn_handler("default")
-        handler.setFormatter(DefaultFormatter("%(levelprefix)s %(message)s", use_colors=True))
-        with handlers_of("uvicorn", handler) as logger, request_ids_in_logs():
-            logger.info("hello")
-        assert "\x1b[32mINFO\x1b[0m" in stream.getvalue()
-        assert "[-] hello" in stream.getvalue()
+        monkeypatch.setenv("LOG_FORMAT", "xml")
+        line = json.loads(self.said(io.StringIO(), logging.ERROR, "LOG_FORMAT is not usable"))
+        assert line["message"] == "LOG_FORMAT is not usable"
 
     def test_format_of_an_operator_stays_as_it_was(self) -> None:
         handler, stream = uvicorn_handler("default")
         handler.setFormatter(DefaultFormatter("mine: %(message)s", use_colors=False))
-        with handlers_of("uvicorn", handler) as logger, request_ids_in_logs():
+        with handlers_of("uvicorn", handler) as logger:
+            take_over_uvicorns_lines()
             logger.info("hello")
         assert stream.getvalue() == "mine: hello\n"
 
-    @pytest.mark.parametrize("name", ["uvicorn", "uvicorn.access"])
-    def test_foreign_formatter_is_left_alone(self, name: str) -> None:
+    def test_foreign_formatter_is_left_alone(self) -> None:
         class Own(DefaultFormatter):
             """An operator's, which only looks like uvicorn's."""
 
@@ -163,19 +219,40 @@ class TestUvicorn:
         handlers = [logging.StreamHandler(io.StringIO()) for _ in foreign]
         for handler, formatter in zip(handlers, foreign, strict=True):
             handler.setFormatter(formatter)
-        with handlers_of(name, *handlers) as logger, request_ids_in_logs():
-            assert [handler.formatter for handler in handlers] == foreign
-            logger.info("hello")
+        with handlers_of("uvicorn", *handlers) as logger:
+            take_over_uvicorns_lines()
+            with service_logs(get_settings()):
+                assert [handler.formatter for handler in handlers] == foreign
+                logger.info("hello")
         assert handlers[0].stream.getvalue() == "-|hello\n"
 
-    def test_lines_after_it_are_as_before(self, request_id: str) -> None:
-        handler, stream = uvicorn_handler("default")
-        with handlers_of("uvicorn", handler) as logger:
-            with request_ids_in_logs():
-                pass
-            logger.info("Finished server process")
-        assert request_id not in stream.getvalue()
-        assert stream.getvalue() == "INFO:     Finished server process\n"
+
+class TestLevel:
+    @pytest.mark.parametrize(
+        ("level", "shown"),
+        [("debug", 4), ("info", 3), ("warning", 2), ("error", 1), (" Warning ", 2)],
+    )
+    def test_is_the_least_that_is_shown(
+        self,
+        level: str,
+        shown: int,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setenv("LOG_LEVEL", level)
+        with level_of("tasks", logging.NOTSET), service_logs(get_settings()):
+            for name in ("debug", "info", "warning", "error"):
+                getattr(logging.getLogger("tasks.db"), name)("hello")
+        assert len(caplog.records) == shown
+
+    def test_is_uvicorns_too_if_that_is_lower(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOG_LEVEL", "warning")
+        with level_of("uvicorn.error", logging.INFO) as server:
+            with service_logs(get_settings()):
+                assert server.level == logging.WARNING
+            assert server.level == logging.INFO
+        with level_of("uvicorn.error", logging.ERROR) as server, service_logs(get_settings()):
+            assert server.level == logging.ERROR
 
 
 class TestService:
@@ -188,19 +265,20 @@ class TestService:
     def test_lines_are_shown_where_nothing_else_handles_them(
         self, request_id: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with handlers_of(None), request_ids_in_logs():
+        with handlers_of(None), service_logs(get_settings()):
             logging.getLogger("tasks.db").info("hello")
-        assert capsys.readouterr().err == f"INFO:     [{request_id}] hello\n"
+        line = json.loads(capsys.readouterr().err)
+        assert (line["message"], line["request_id"]) == ("hello", request_id)
 
     def test_lines_are_shown_once(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with handlers_of(None), request_ids_in_logs(), request_ids_in_logs():
+        with handlers_of(None), service_logs(get_settings()), service_logs(get_settings()):
             assert len(logging.getLogger("tasks").handlers) == 1
             logging.getLogger("tasks.db").info("hello")
         assert capsys.readouterr().err.count("hello") == 1
 
     def test_lines_go_to_the_operators_handlers(self, capsys: pytest.CaptureFixture[str]) -> None:
         stream = io.StringIO()
-        with handlers_of(None, logging.StreamHandler(stream)), request_ids_in_logs():
+        with handlers_of(None, logging.StreamHandler(stream)), service_logs(get_settings()):
             assert logging.getLogger("tasks").handlers == []
             logging.getLogger("tasks.db").info("hello")
         assert stream.getvalue() == "hello\n"
@@ -211,7 +289,11 @@ class TestService:
     ) -> None:
         stream = io.StringIO()
         own = logging.StreamHandler(stream)
-        with handlers_of(None), handlers_of("tasks", own, propagate=True), request_ids_in_logs():
+        with (
+            handlers_of(None),
+            handlers_of("tasks", own, propagate=True),
+            service_logs(get_settings()),
+        ):
             logging.getLogger("tasks.db").info("hello")
         assert stream.getvalue() == "hello\n"
         assert capsys.readouterr().err == ""
@@ -222,37 +304,33 @@ class TestService:
         """As it is where nobody has configured logging."""
         with handlers_of(None) as root, level_of("tasks", logging.NOTSET):
             root.setLevel(logging.WARNING)
-            with request_ids_in_logs():
+            with service_logs(get_settings()):
                 logging.getLogger("tasks.db").info("hello")
         assert "hello" in capsys.readouterr().err
 
     @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING, logging.CRITICAL])
     def test_operators_level_is_left_alone(self, level: int) -> None:
-        with level_of("tasks", level) as service, request_ids_in_logs():
+        with level_of("tasks", level) as service, service_logs(get_settings()):
             assert service.level == level
 
 
 class TestAfterwards:
     @pytest.mark.parametrize("failing", [False, True], ids=["at the end", "after an error"])
     def test_everything_is_as_before(self, failing: bool) -> None:
-        default, _ = uvicorn_handler("default")
-        access, _ = uvicorn_handler("access")
-        formatters = default.formatter, access.formatter
         factory = logging.getLogRecordFactory()
         with ExitStack() as stack:
-            stack.enter_context(handlers_of("uvicorn", default))
-            stack.enter_context(handlers_of("uvicorn.access", access))
             stack.enter_context(handlers_of(None))
             stack.enter_context(handlers_of("tasks", propagate=True))
             service = stack.enter_context(level_of("tasks", logging.NOTSET))
             if failing:
-                with pytest.raises(ValueError, match="at the start"), request_ids_in_logs():
+                with (
+                    pytest.raises(ValueError, match="at the start"),
+                    service_logs(get_settings()),
+                ):
                     raise ValueError("at the start")
             else:
-                with request_ids_in_logs():
-                    assert (default.formatter, access.formatter) != formatters
+                with service_logs(get_settings()):
                     assert service.handlers
-            assert (default.formatter, access.formatter) == formatters
             assert logging.getLogRecordFactory() is factory
             assert service.handlers == []
             assert service.level == logging.NOTSET

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import json
 import re
 import secrets
 import signal
@@ -26,6 +27,8 @@ from support import SECRET, Caller, assert_error, assert_invalid, sign
 
 ORIGIN = "http://localhost:3000"
 MAX_BODY = 64 * 1024
+# As nginx's log has it.
+CLIENT_WENT_AWAY = 499
 
 
 # --- The process ------------------------------------------------------------------------------
@@ -440,7 +443,8 @@ class TestBodies:
                 headers = {**bearer_json(user), **length, "X-Request-ID": request_id}
                 with Wire(service) as wire:
                     wire.send(message("POST", f"/api/{user}/tasks", headers, chunk(b'{"title"')))
-                assert service.logged(request_id)
+                [line] = service.logged(request_id)
+                assert f"POST /api/{{user_id}}/tasks {CLIENT_WENT_AWAY} " in line
         answer = ask(service, "GET", f"/api/{user}/tasks", bearer(user))
         assert (answer.status_code, answer.json()) == (200, [])
 
@@ -604,7 +608,7 @@ class TestEveryAnswer:
         answer = self.ask(service, name, **{"X-Request-ID": request_id})
         assert answer.headers.get_list("x-request-id") == [request_id]
         lines = service.logged(request_id)
-        assert any(f'HTTP/1.1" {answer.status_code}' in line for line in lines)
+        assert any(f" {answer.status_code} " in line for line in lines)
 
     def test_has_a_request_id_of_its_own(self, service: Service, name: str) -> None:
         first, second = (self.ask(service, name).headers["x-request-id"] for _ in range(2))
@@ -662,7 +666,7 @@ class TestRequestIds:
         headers = {"Authorization": "Bearer a.b.c", "X-Request-ID": request_id}
         assert_error(ask(service, "GET", "/api/alice/tasks", headers), 401, "Invalid token")
         lines = service.logged(request_id)
-        assert any('"GET /api/alice/tasks HTTP/1.1" 401' in line for line in lines)
+        assert any("GET /api/{user_id}/tasks 401" in line for line in lines)
         assert any("Invalid token" in line for line in lines)
 
     def test_are_not_mixed_up(self, service: Service) -> None:
@@ -675,8 +679,71 @@ class TestRequestIds:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(fail, range(40)))
         for n in range(40):
-            [access] = [line for line in service.logged(f"{run}-{n:02}") if "HTTP/1.1" in line]
-            assert access.count(f"{run}-{n:02}") == 2
+            reason, access = service.logged(f"{run}-{n:02}")
+            assert "Invalid token" in reason
+            assert "GET /api/{user_id}/tasks 401" in access
+
+
+class TestLog:
+    """What `uvicorn main:app` writes, its output being no terminal."""
+
+    def test_is_json_from_the_first_line_to_the_last(self, tmp_path: Path) -> None:
+        with serving(tmp_path, LOG_FORMAT="") as service:
+            ask(service, "GET", "/api/alice/tasks", {"Authorization": "Bearer a.b.c"})
+            service.process.terminate()
+            assert service.process.wait(PATIENCE) == 0
+            lines = [json.loads(line) for line in service.log().splitlines()]
+        for line in lines:
+            assert list(line)[:5] == ["time", "level", "logger", "message", "request_id"]
+        messages = [line["message"] for line in lines]
+        assert messages[0].startswith("Started server process")
+        assert messages[-1].startswith("Finished server process")
+        [access] = [line for line in lines if line["message"] == "GET /api/{user_id}/tasks 401"]
+        assert access["logger"] == "tasks.access"
+        [reason] = [line for line in lines if "Invalid token" in line["message"]]
+        assert reason["request_id"] == access["request_id"] != "-"
+        # Nobody else logs the same requests.
+        assert "HTTP/1.1" not in service.log()
+
+    def test_has_the_line_of_what_was_answered_before_it_was_killed(self, tmp_path: Path) -> None:
+        for _ in range(3):
+            with serving(tmp_path) as service:
+                ids = [someone("killed") for _ in range(20)]
+
+                def request(request_id: str, service: Service = service) -> None:
+                    ask(service, "GET", "/health", {"X-Request-ID": request_id})
+
+                with ThreadPoolExecutor(4) as threads:
+                    list(threads.map(request, ids))
+                service.kill()
+                assert all(f"[{one}] GET /health 200" in service.log() for one in ids)
+
+    def test_of_requests_may_be_left_out(self, tmp_path: Path) -> None:
+        with serving(tmp_path, "--no-access-log") as service:
+            ask(service, "GET", "/health")
+            service.process.terminate()
+            service.process.wait(PATIENCE)
+            assert "/health" not in service.log()
+
+    def test_is_an_operators_who_says_so(self, tmp_path: Path) -> None:
+        handler = {"class": "logging.StreamHandler", "formatter": "mine"}
+        form = {"format": "%(name)s|%(request_id)s|%(message)s"}
+        config = {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"mine": form, "bare": {"format": "%(message)s"}},
+            "handlers": {"mine": handler, "bare": {**handler, "formatter": "bare"}},
+            "loggers": {
+                "uvicorn": {"handlers": ["bare"], "level": "INFO", "propagate": False},
+                "uvicorn.access": {"handlers": ["mine"], "level": "INFO", "propagate": False},
+            },
+        }
+        (tmp_path / "log.json").write_text(json.dumps(config))
+        with serving(tmp_path, "--log-config", str(tmp_path / "log.json")) as service:
+            ask(service, "GET", "/health?a=b", {"X-Request-ID": "mine"})
+            line = until(lambda: re.search(r"^uvicorn.access\|mine\|.*$", service.log(), re.M))
+        assert '"GET /health?a=b HTTP/1.1" 200' in line[0]
+        assert "tasks.access" not in service.log()
 
 
 @on_sqlite

@@ -42,6 +42,8 @@ SETTINGS = [
     ("DATABASE_POOL_TIMEOUT", 1.0, "0.25", 0.25),
     ("DATABASE_CONNECT_TIMEOUT", 2.0, "5", 5.0),
     ("DATABASE_STATEMENT_TIMEOUT", 1.5, "3.5", 3.5),
+    ("LOG_FORMAT", None, "JSON", "json"),
+    ("LOG_LEVEL", "info", " Warning ", "warning"),
 ]
 NAMES = [name for name, *_ in SETTINGS]
 each_setting_written = pytest.mark.parametrize(
@@ -280,6 +282,9 @@ class TestMessages:
             ("DATABASE_CONNECT_TIMEOUT", "-1"),
             ("DATABASE_CONNECT_TIMEOUT", "inf"),
             ("DATABASE_STATEMENT_TIMEOUT", ""),
+            ("LOG_FORMAT", "xml"),
+            ("LOG_LEVEL", "loud"),
+            ("LOG_LEVEL", ""),
         ],
     )
     def test_name_the_variable_and_hide_its_value(

@@ -240,7 +240,7 @@ async def listed(caller: Caller) -> list[dict[str, Any]]:
 
 
 _LEVEL = re.compile(r"(WARNING|ERROR|CRITICAL)\b")
-_TRACEBACK = re.compile(r"^Traceback.*\n(?:[ ].*\n|\n)*(.*)", re.MULTILINE)
+_TRACEBACK = re.compile(r"^ *Traceback.*\n(?: {5}.*\n| *\n)*(.*)", re.MULTILINE)
 
 
 def complaints(service: Service, since: int = 0) -> list[str]:

@@ -9,9 +9,10 @@ import logging
 import string
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Annotated, Final
 from urllib.parse import quote
 
 import httpx
@@ -20,6 +21,7 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from fastapi import Depends, FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import HMACAlgorithm
@@ -27,6 +29,7 @@ from starlette.types import Message, Receive
 from support import SECRET, Caller, assert_error, sign
 
 from main import app
+from middleware.auth import verify_user_access
 
 GOOD: Final = "good"
 MISSING: Final = "Missing authorization token"
@@ -1141,3 +1144,44 @@ class TestAnything:
             assert_error(response, 403, "Access denied")
         else:
             assert_verdict(response, EXPIRED if EXPIRED in response.text else INVALID)
+
+
+class TestAnotherApp:
+    """Any FastAPI app may guard its own endpoints with verify_user_access."""
+
+    @pytest.mark.parametrize(
+        ("authorization", "status", "detail"),
+        [
+            (None, 401, MISSING),
+            ("Bearer a.b.c", 401, INVALID),
+            (f"Bearer {sign('alice', exp=1)}", 401, EXPIRED),
+            (f"Bearer {sign('bob')}", 403, "Access denied"),
+        ],
+        ids=["none", "invalid", "expired", "another's"],
+    )
+    async def test_answers_what_the_service_answers(
+        self, authorization: str | None, status: int, detail: str
+    ) -> None:
+        async with mounted_elsewhere() as http:
+            headers = {"Authorization": authorization} if authorization else {}
+            response = await http.get("/of/alice", headers=headers)
+        assert_error(response, status, detail)
+        assert response.headers.get("www-authenticate") == CHALLENGES.get(detail)
+
+    async def test_lets_the_user_in(self) -> None:
+        async with mounted_elsewhere() as http:
+            headers = {"Authorization": f"Bearer {sign('alice')}"}
+            assert (await http.get("/of/alice", headers=headers)).json() == "alice"
+
+
+@asynccontextmanager
+async def mounted_elsewhere() -> AsyncIterator[httpx.AsyncClient]:
+    app = FastAPI()
+
+    @app.get("/of/{user_id}")
+    async def endpoint(user: Annotated[str, Depends(verify_user_access)]) -> str:
+        return user
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield http

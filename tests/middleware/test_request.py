@@ -11,7 +11,6 @@ from starlette.types import Message, Receive, Scope, Send
 from support import SECRET, Caller, sign
 
 from logs import current_request_id
-from middleware.cors import AllowedOrigins
 from middleware.request import RequestMiddleware
 from schemas import decode_user_id
 
@@ -221,7 +220,7 @@ class TestPath:
         assert (await web.get("/health?a=%2F%25")).json()["path"] == "/health"
 
     async def test_without_its_raw_form_stays(self) -> None:
-        scope = {"type": "http", "path": "/api/a%b", "headers": []}
+        scope = {"type": "http", "method": "GET", "path": "/api/a%b", "headers": []}
         [seen] = await scopes_behind(RequestMiddleware, scope)
         assert seen["path"] == "/api/a%b"
 
@@ -371,7 +370,7 @@ class TestOrigins:
     async def test_are_not_asked_for_without_need(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Making the middleware reads no settings, and neither does a request of no browser."""
         monkeypatch.delenv("BETTER_AUTH_SECRET")
-        transport = httpx.ASGITransport(AllowedOrigins(echo))
+        transport = httpx.ASGITransport(RequestMiddleware(echo))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             assert (await client.get("/")).status_code == 200
             monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET)

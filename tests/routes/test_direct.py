@@ -2,6 +2,7 @@
 """DirectRoute, held against FastAPI's own solver in small apps."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 from fastapi import (
     APIRouter,
     BackgroundTasks,
+    Cookie,
     Depends,
     FastAPI,
     Header,
@@ -17,7 +19,8 @@ from fastapi import (
     Request,
     Response,
 )
-from pydantic import BaseModel
+from fastapi.responses import JSONResponse
+from pydantic import AliasChoices, BaseModel
 from starlette.applications import Starlette
 
 from main import app as service
@@ -92,6 +95,55 @@ class TestDirectRoute:
         ]
 
     @pytest.mark.parametrize("way", WAYS)
+    async def test_gives_parameters_that_are_not_sent_their_defaults(self, way: str) -> None:
+        made = iter(range(10))
+
+        async def endpoint(
+            request: Request,
+            number: Annotated[int, Query(default_factory=lambda: next(made))],
+            limit: Annotated[int, Query(le=5)] = 3,
+            tags: Annotated[list[str], Query()] = [],  # noqa: B006  # To be found unchanged.
+            if_match: Annotated[str | None, Header()] = None,
+            colour: Annotated[str, Cookie()] = "red",
+        ) -> Response:
+            tags.append("own")
+            path = request.url.path
+            return JSONResponse([path, limit, tags, if_match, colour, number])
+
+        async with client(ways(direct(endpoint))[way]) as http:
+            plain = ["/", 3, ["own"], None, "red"]
+            assert (await http.get("/")).json()[:-1] == plain
+            # Neither what an endpoint did to its default nor what another request sent stays.
+            sent = {"If-Match": "tag", "Cookie": "colour=blue"}
+            assert (await http.get("/?limit=5&tags=a&number=7", headers=sent)).json() == [
+                *["/", 5, ["a", "own"], "tag", "blue"],
+                7,
+            ]
+            assert (await http.get("/", headers={"IF-MATCH": "x"})).json()[3] == "x"
+            first, second = [(await http.get("/")).json() for _ in range(2)]
+            assert first[:-1] == second[:-1] == plain
+            assert first[-1] < second[-1]
+            assert (await http.get("/?limit=6")).status_code == 422
+
+    @pytest.mark.parametrize("way", WAYS)
+    async def test_asks_for_parameters_that_are_required(self, way: str) -> None:
+        async def endpoint(
+            limit: int, if_match: Annotated[str, Header()], colour: Annotated[str, Cookie()]
+        ) -> Response:
+            return Response(f"{limit} {if_match} {colour}")
+
+        async with client(ways(direct(endpoint))[way]) as http:
+            refused = await http.get("/")
+            headers = {"If-Match": "tag", "Cookie": "colour=blue"}
+            assert (await http.get("/?limit=1", headers=headers)).text == "1 tag blue"
+        assert refused.status_code == 422
+        assert [item["loc"] for item in refused.json()["detail"]] == [
+            ["query", "limit"],
+            ["header", "if-match"],
+            ["cookie", "colour"],
+        ]
+
+    @pytest.mark.parametrize("way", WAYS)
     async def test_ends_dependencies_before_it_answers(self, way: str) -> None:
         events: Events = []
 
@@ -150,6 +202,20 @@ class TestDirectRoute:
         else:
             assert (response.status_code, seen) == (422, ["RequestValidationError"])
 
+    async def test_lets_no_dependency_swallow_a_failure(self) -> None:
+        async def session(request: Request) -> AsyncIterator[None]:  # noqa: ARG001
+            with suppress(LookupError):
+                yield
+
+        async def endpoint(
+            _session: Annotated[None, Depends(session, scope="function")],
+        ) -> Response:
+            raise LookupError("hunter2")
+
+        async with client(FastAPI(routes=direct(endpoint).routes)) as http:
+            with pytest.raises(LookupError, match="hunter2"):
+                await http.get("/")
+
     async def test_lets_a_dependency_be_overridden(self) -> None:
         async def whoami(request: Request) -> str:
             return request.headers["x-user"]
@@ -206,6 +272,11 @@ class TestDirectRoute:
         ) -> Response:
             return Response()
 
+        async def with_a_header_of_two_names(
+            tag: Annotated[str, Header(validation_alias=AliasChoices("a", "b"))],  # noqa: ARG001
+        ) -> Response:
+            return Response()
+
         async def good() -> Response: ...  # type: ignore[empty-body]
 
         for endpoint in (with_a_body, with_background_tasks, with_a_model):
@@ -218,6 +289,8 @@ class TestDirectRoute:
             direct(with_a_whole_path, "/{title}")
         with pytest.raises(TypeError, match="each who asks"):
             direct(with_a_fresh_one)
+        with pytest.raises(TypeError, match="several names"):
+            direct(with_a_header_of_two_names)
         assert direct(good, dependencies=[Depends(fine)]).routes
 
     async def test_serves_in_an_app_that_is_not_fastapis(self) -> None:

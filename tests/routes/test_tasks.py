@@ -299,6 +299,15 @@ class TestBody:
         path = "" if method == "POST" else f"/{task['id']}"
         assert_invalid(await alice.request(method, path, content=b"", headers=JSON), "body")
 
+    @pytest.mark.parametrize("method", ["POST", "PUT"])
+    async def test_is_422_when_there_is_none(self, alice: Caller, method: str) -> None:
+        task = await alice.add()
+        path = "" if method == "POST" else f"/{task['id']}"
+        missing = await alice.request(method, path)
+        assert "content-type" not in missing.request.headers
+        assert_invalid(missing, "body")
+        assert missing.json()["detail"][0]["type"] == "missing"
+
 
 class TestGet:
     async def test_answers_the_task(self, alice: Caller) -> None:

@@ -36,6 +36,8 @@ OURS = Contestant("this service", (*_UVICORN, "main:app", "--app-dir", str(ROOT)
 USUAL = Contestant("the usual way", (*_UVICORN, "usual:app", "--app-dir", str(ROOT / "benchmarks")))
 FASTIFY = Contestant("Fastify + pg", ("node", str(ROOT / "benchmarks/fastify/server.js")))
 FLOOR = Contestant("the floor", (*_UVICORN, "floor:app", "--app-dir", str(ROOT / "benchmarks")))
+# Of which only the CPU is of interest: what can't be avoided.
+BARE = Contestant("bare uvicorn", (*_UVICORN, "bare:app", "--app-dir", str(ROOT / "benchmarks")))
 
 # What every answer has to carry, beside what its status calls for.
 CONTRACT_HEADERS = ("X-Request-ID", "X-Content-Type-Options", "Cache-Control")

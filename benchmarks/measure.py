@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import proc
 from benchmarks.checks import check_answers
-from benchmarks.contestants import CONTESTANTS, Running, running
+from benchmarks.contestants import BARE, CONTESTANTS, Running, running
 from benchmarks.database import Database
 from benchmarks.load import Load, Run
 from benchmarks.operations import GET, LIST, MIX, OPERATIONS, POST, Operation
@@ -59,9 +59,13 @@ QUICK = Plan([CONNECTIONS] * 3, (GET, LIST, POST), 34)
 
 @dataclass
 class Results:
-    """All figures; `memory` is the most that each contestant's process had in memory, in MiB."""
+    """All figures; `memory` is the most that each contestant's process had in memory, in MiB.
+
+    `bare` are the runs of bare uvicorn, beside those of GET one.
+    """
 
     runs: list[Run] = field(default_factory=list)
+    bare: list[Run] = field(default_factory=list)
     memory: dict[str, float] = field(default_factory=dict)
     workers: Workers | None = None
     link: dict[str, Link] = field(default_factory=dict)
@@ -75,6 +79,7 @@ class Results:
         }
         return {
             "runs": [run._asdict() for run in self.runs],
+            "bare": [run._asdict() for run in self.bare],
             "memory": self.memory,
             "workers": workers,
             "link": {name: link._asdict() for name, link in self.link.items()},
@@ -85,13 +90,16 @@ class Results:
 async def measure(plan: Plan, database: Database, folder: Path) -> Results:
     results = Results()
     load = Load(database, folder)
-    with running(CONTESTANTS, folder, database.url) as servers:
+    with (
+        running([BARE], folder, database.url) as [bare],
+        running(CONTESTANTS, folder, database.url) as servers,
+    ):
         await check_answers(database, servers)
         progress = Progress(plan.seconds)
         for server in servers:
             await load.run(server, MIX, CONNECTIONS)
             progress.did(_RUN, f"{server.name} is warm")
-        results.runs = await _measure_throughput(plan, load, database, servers, progress)
+        await _measure_throughput(plan, load, database, servers, bare, progress, results)
         results.memory = {server.name: proc.peak_memory(server.pid) for server in servers}
     if plan.worker_rounds:
         results.workers = await measure_workers(load, database, folder, plan.worker_rounds)
@@ -106,9 +114,14 @@ async def measure(plan: Plan, database: Database, folder: Path) -> Results:
 
 
 async def _measure_throughput(
-    plan: Plan, load: Load, database: Database, servers: Sequence[Running], progress: Progress
-) -> list[Run]:
-    runs: list[Run] = []
+    plan: Plan,
+    load: Load,
+    database: Database,
+    servers: Sequence[Running],
+    bare: Running,
+    progress: Progress,
+    results: Results,
+) -> None:
     for number, connections in enumerate(plan.rounds):
         if progress.elapsed > plan.last_round:
             progress.did(0, f"no time for the last {len(plan.rounds) - number} rounds")
@@ -119,11 +132,12 @@ async def _measure_throughput(
         turn = (*servers[first:], *servers[:first])
         for operation in plan.operations:
             cell = [await load.run(server, operation, connections) for server in turn]
-            runs += cell
+            results.runs += cell
+            if operation is GET and connections == CONNECTIONS:
+                results.bare.append(await load.run(bare, operation, connections))
             progress.did(
                 _RUN * len(cell),
                 f"round {number + 1} of {len(plan.rounds)}, {connections} connections, "
                 f"{operation.name}: "
                 + ", ".join(f"{run.contestant} {run.throughput:,.0f}/s" for run in cell),
             )
-    return runs

@@ -29,7 +29,7 @@ def results() -> Results:
         for throughput in (4000, 1000, 3000)
         for n, name in enumerate(NAMES)
     ]
-    return Results(runs, dict.fromkeys(NAMES, 64.0))
+    return Results(runs, memory=dict.fromkeys(NAMES, 64.0))
 
 
 class TestMedians:

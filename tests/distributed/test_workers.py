@@ -94,3 +94,25 @@ async def test_users_of_better_auth_can_t_be_referred_to(citus_url: str, tmp_pat
             assert (await Caller(http, "alice").get()).json() == [task]
         [line] = complaints(service)
         assert "the foreign key to its users can't be added" in line
+
+
+async def test_migrations_are_applied_to_a_distributed_table(
+    citus_url: str, tmp_path: Path
+) -> None:
+    """As an earlier service left it, which knew nothing of migrations."""
+    connection = await asyncpg.connect(citus_url)
+    for left_out in ("TABLE task_schema", "INDEX ix_task_user_id_created_at_id"):
+        await connection.execute(f"DROP {left_out}")
+    with serving(tmp_path, DATABASE_URL=citus_url) as service:
+        async with service.client() as http:
+            await Caller(http, "alice").add()
+            assert (await http.get("/health/ready")).status_code == 200
+        assert complaints(service) == []
+    # The primary key's and ours, on each shard.
+    indexes = await connection.fetch(
+        "SELECT result FROM run_command_on_shards("
+        "'task', 'SELECT count(*) FROM pg_index WHERE indrelid = ''%s''::regclass')"
+    )
+    assert [row["result"] for row in indexes] == ["2"] * 4
+    assert await connection.fetchval("SELECT version_num FROM task_schema")
+    await connection.close()

@@ -52,7 +52,7 @@ class LineFormatter(logging.Formatter):
                 "message": message,
                 "request_id": current_request_id.get(),
             }
-            return printable_json(line | {"exception": trace} if trace else line)
+            return json.dumps(line | {"exception": trace} if trace else line)
         level = f"{record.levelname}:"
         if self._stream.isatty():
             level = f"\x1b[{_COLOURS.get(record.levelname, 0)}m{level}\x1b[0m"
@@ -68,11 +68,6 @@ def is_json(stream: TextIO) -> bool:
     with suppress(SettingsError):  # Which is one of the lines to come.
         chosen = get_settings().log_format
     return chosen == "json" if chosen else not stream.isatty()
-
-
-def printable_json(value: object) -> str:
-    """JSON in printable ASCII; json leaves DEL as it is."""
-    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def timestamp(seconds: float) -> str:

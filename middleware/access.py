@@ -6,6 +6,7 @@ formatter take longer than all of the routing.
 """
 
 import asyncio
+import json
 import logging
 import secrets
 import sys
@@ -18,7 +19,7 @@ from typing import TextIO
 
 from starlette.types import Scope
 
-from logs import is_json, is_uvicorns_own, printable_json, timestamp
+from logs import is_json, is_uvicorns_own, timestamp
 from settings import Settings
 
 type Form = Callable[[str, str, str, int, float, str, str], str | None]
@@ -132,7 +133,7 @@ def _record(
 @lru_cache(maxsize=1024)
 def _escaped(text: str) -> str:
     """As it may stand in a line of any form: printable ASCII, and no quote that would end it."""
-    return printable_json(text)[1:-1]
+    return json.dumps(text)[1:-1]
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from starlette.types import Scope
 from support import SECRET, Caller
@@ -329,7 +329,11 @@ class TestWriting:
 
     @pytest.mark.parametrize("error", [BrokenPipeError(), ValueError("I/O on closed file")])
     async def test_that_fails_stops_nothing(
-        self, log: Log, error: Exception, monkeypatch: pytest.MonkeyPatch
+        self,
+        log: Log,
+        error: Exception,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         def fail(_: str) -> int:
             raise error
@@ -343,11 +347,15 @@ class TestWriting:
             access.note(scope(), "kept", 200, 0.001)
             await one_turn()
         assert [line["request_id"] for line in log.lines()] == ["kept"]
+        # asyncio logs what is raised in a callback.
+        assert caplog.records == []
 
     @pytest.mark.parametrize("terminal", [False, True], ids=["json", "text"])
     def test_is_of_one_line_whatever_is_in_it(self, terminal: bool) -> None:
         """A client may choose its address where a proxy hands it on, and its method."""
 
+        @settings(deadline=None)
+        @example("\x7f", "\x85\u2028\ud800", "a\nb")
         @given(method=st.text(), host=st.text(), path=st.text())
         def write(method: str, host: str, path: str) -> None:
             log = Log(terminal=terminal)

@@ -40,6 +40,10 @@ def starlettes(routes: Iterable[BaseRoute], method: str, path: str) -> BaseRoute
     return None
 
 
+class ForMondays(Route):
+    """A route of someone's own, which looks at more than the path."""
+
+
 SEGMENTS = st.sampled_from(
     ["", "api", "tasks", "complete", "health", "ready", "docs", "alice", "1", "a%2Fb", "日本", "\n"]
 )
@@ -95,6 +99,7 @@ class TestFind:
         "before",
         [
             Mount("/of", app=Starlette()),
+            ForMondays("/elsewhere", endpoint),
             Route("/of/{name}", PlainTextResponse("")),
             Route("/of/{number:int}", PlainTextResponse("")),
             Route("/of/{name}.{kind}", PlainTextResponse("")),

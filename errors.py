@@ -9,6 +9,7 @@
     ├── TaskNotFound          404
     ├── BodyTimeout           408
     ├── TaskLimitReached      409
+    ├── PreconditionFailed    412
     ├── BodyTooLarge          413
     ├── UnsupportedMediaType  415
     └── Unavailable           503
@@ -110,6 +111,18 @@ class TaskLimitReached(ServiceError):
 
     status_code = 409
     detail = "Task limit reached"
+
+
+class PreconditionFailed(ServiceError):
+    """The task is no longer what the request's If-Match names; `etag` is what it has now."""
+
+    status_code = 412
+    detail = "Task has changed"
+
+    def __init__(self, reason: str = "", etag: str | None = None) -> None:
+        super().__init__(reason)
+        if etag is not None:
+            self.headers = {"ETag": etag}
 
 
 class BodyTooLarge(ServiceError):

@@ -63,15 +63,17 @@ def _owned(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
 
 
 _this_task = _owned(_task.id == bindparam("task_id"))
+# For a change that is meant for one version of the task only.
+_this_version = _task.updated_at == bindparam("version", type_=UTCDateTime())
 
 
-def _update(**values: ColumnElement[Any]) -> Statement:
+def _update(values: dict[str, ColumnElement[Any]], *conditions: ColumnElement[bool]) -> Statement:
     """An UPDATE that moves `updated_at` when one of the values is a change, and only then."""
     changed = or_(*(value.is_distinct_from(_task[name]) for name, value in values.items()))
     moved = case((changed, advance(_now, _task.updated_at)), else_=_task.updated_at)
     return Statement(
         update(TASK_TABLE)
-        .where(_this_task)
+        .where(_this_task, *conditions)
         .values(**values, updated_at=moved)
         .returning(*_returned)
     )
@@ -129,12 +131,19 @@ CREATE_WITHIN = Statement(
 )
 GET = Statement(select(*_selected).where(_this_task))
 # A NULL title or completed stands for "as it is"; a description may be set to NULL, hence the flag.
-UPDATE = _update(
-    title=func.coalesce(_new_title, _task.title),
-    description=case(
+_updated: dict[str, ColumnElement[Any]] = {
+    "title": func.coalesce(_new_title, _task.title),
+    "description": case(
         (bindparam("describe", type_=Boolean()), _new_description), else_=_task.description
     ),
-    completed=func.coalesce(_new_completed, _task.completed),
-)
-COMPLETE = _update(completed=func.coalesce(_new_completed, not_(_task.completed)))
+    "completed": func.coalesce(_new_completed, _task.completed),
+}
+_completed: dict[str, ColumnElement[Any]] = {
+    "completed": func.coalesce(_new_completed, not_(_task.completed))
+}
+UPDATE = _update(_updated)
+UPDATE_VERSION = _update(_updated, _this_version)
+COMPLETE = _update(_completed)
+COMPLETE_VERSION = _update(_completed, _this_version)
 DELETE = Statement(delete(TASK_TABLE).where(_this_task).returning(_task.id))
+DELETE_VERSION = Statement(delete(TASK_TABLE).where(_this_task, _this_version).returning(_task.id))

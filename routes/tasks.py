@@ -10,13 +10,15 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic_core import to_json
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db import Database, SessionDep
+from db import Database, SessionDep, Statement
 from errors import (
     AccessDenied,
     BodyTooLarge,
     DatabaseUnavailable,
     InvalidToken,
+    PreconditionFailed,
     TaskLimitReached,
     TaskNotFound,
     UnsupportedMediaType,
@@ -26,16 +28,20 @@ from middleware.auth import verify_user_access
 from models import utc_now
 from queries import (
     COMPLETE,
+    COMPLETE_VERSION,
     CREATE,
     CREATE_WITHIN,
     DELETE,
+    DELETE_VERSION,
     GET,
     LIST,
     LIST_ON,
     LIST_PART,
     UPDATE,
+    UPDATE_VERSION,
 )
 from routes.body import JsonBody, OptionalJsonBody
+from routes.conditional import NOT_MODIFIED, IfMatch, IfNoneMatch, etag, names, versions
 from routes.direct import DirectRoute
 from routes.parts import JSONParts
 from schemas import (
@@ -70,7 +76,33 @@ async def tasks_per_user(request: Request) -> int:
 def _one(row: dict[str, Any] | None) -> Response:
     if row is None:
         raise TaskNotFound
-    return Response(to_json(row), media_type="application/json")
+    return Response(to_json(row), media_type="application/json", headers={"ETag": etag(row)})
+
+
+async def _change(
+    session: AsyncSession,
+    if_match: str | None,
+    statement: Statement,
+    of_version: Statement,
+    **values: Any,
+) -> dict[str, Any]:
+    """The row that a statement gives; with an If-Match, that of the statement for one version.
+
+    Raises TaskNotFound or PreconditionFailed.
+    """
+    if if_match is None or if_match.strip() == "*":
+        row = await statement.row(session, **values)
+        if row is None:
+            raise TaskNotFound
+        return row
+    for version in versions(if_match, values["task_id"]):
+        row = await of_version.row(session, **values, version=version)
+        if row is not None:
+            return row
+    task = await GET.row(session, owner=values["owner"], task_id=values["task_id"])
+    if task is None:
+        raise TaskNotFound
+    raise PreconditionFailed("If-Match names another version", etag(task))
 
 
 @router.get("", response_model=list[TaskPublic])
@@ -121,16 +153,26 @@ async def create_task(
     return response
 
 
-@router.get("/{task_id}", response_model=TaskPublic, responses=error_responses(TaskNotFound))
-async def get_task(user_id: UserId, task_id: TaskId, session: SessionDep) -> Response:
+@router.get(
+    "/{task_id}",
+    response_model=TaskPublic,
+    responses=error_responses(TaskNotFound) | NOT_MODIFIED,
+)
+async def get_task(
+    user_id: UserId, task_id: TaskId, session: SessionDep, if_none_match: IfNoneMatch = None
+) -> Response:
     """One task."""
-    return _one(await GET.row(session, owner=user_id, task_id=task_id))
+    response = _one(await GET.row(session, owner=user_id, task_id=task_id))
+    tag = response.headers["ETag"]
+    if if_none_match is not None and names(if_none_match, tag):
+        return Response(status_code=304, headers={"ETag": tag})
+    return response
 
 
 @router.put(
     "/{task_id}",
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound, BodyTooLarge, UnsupportedMediaType),
+    responses=error_responses(TaskNotFound, PreconditionFailed, BodyTooLarge, UnsupportedMediaType),
     openapi_extra=update_body.openapi(),
 )
 async def update_task(
@@ -138,10 +180,14 @@ async def update_task(
     task_id: TaskId,
     body: Annotated[TaskUpdate, Depends(update_body)],
     session: SessionDep,
+    if_match: IfMatch = None,
 ) -> Response:
     """Change what the body names and leave the rest."""
-    row = await UPDATE.row(
+    row = await _change(
         session,
+        if_match,
+        UPDATE,
+        UPDATE_VERSION,
         owner=user_id,
         task_id=task_id,
         new_title=body.get("title"),
@@ -153,18 +199,21 @@ async def update_task(
     return _one(row)
 
 
-@router.delete("/{task_id}", status_code=204, responses=error_responses(TaskNotFound))
-async def delete_task(user_id: UserId, task_id: TaskId, session: SessionDep) -> Response:
+@router.delete(
+    "/{task_id}", status_code=204, responses=error_responses(TaskNotFound, PreconditionFailed)
+)
+async def delete_task(
+    user_id: UserId, task_id: TaskId, session: SessionDep, if_match: IfMatch = None
+) -> Response:
     """Remove a task for good."""
-    if await DELETE.row(session, owner=user_id, task_id=task_id) is None:
-        raise TaskNotFound
+    await _change(session, if_match, DELETE, DELETE_VERSION, owner=user_id, task_id=task_id)
     return Response(status_code=204)
 
 
 @router.patch(
     "/{task_id}/complete",
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound, BodyTooLarge, UnsupportedMediaType),
+    responses=error_responses(TaskNotFound, PreconditionFailed, BodyTooLarge, UnsupportedMediaType),
     openapi_extra=completion_body.openapi(required=False),
 )
 async def complete_task(
@@ -172,10 +221,14 @@ async def complete_task(
     task_id: TaskId,
     body: Annotated[TaskCompletion | None, Depends(completion_body)],
     session: SessionDep,
+    if_match: IfMatch = None,
 ) -> Response:
     """Toggle `completed`, or set it to what the body says, which is safe to repeat."""
-    row = await COMPLETE.row(
+    row = await _change(
         session,
+        if_match,
+        COMPLETE,
+        COMPLETE_VERSION,
         owner=user_id,
         task_id=task_id,
         new_completed=None if body is None else body.completed,

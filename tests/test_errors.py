@@ -57,6 +57,7 @@ ERRORS: dict[str, tuple[int, str, dict[str, str]]] = {
     "TaskNotFound": (404, "Task not found", {}),
     "BodyTimeout": (408, "Request body did not arrive in time", {"connection": "close"}),
     "TaskLimitReached": (409, "Task limit reached", {}),
+    "PreconditionFailed": (412, "Task has changed", {}),
     "BodyTooLarge": (413, "Request body is too large", {}),
     "UnsupportedMediaType": (415, "Content-Type must be application/json", {}),
     "Unavailable": (503, "Service temporarily unavailable", RETRY),

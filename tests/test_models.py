@@ -404,6 +404,7 @@ class TestStatements:
             now=utc_now(),
             created_at=utc_now(),
             task_limit=1,
+            version=utc_now(),
         )
         assert [row["user_id"] for row in rows] == (["alice"] if "CREATE" in name else [])
         await session.refresh(bobs)

@@ -24,6 +24,7 @@ VALUES = {
     "now": utc_now(),
     "created_at": utc_now(),
     "task_limit": 100,
+    "version": utc_now(),
 }
 
 

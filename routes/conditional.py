@@ -1,0 +1,55 @@
+# [Task]: T053 [From]: specs/requirements.md
+"""Conditional requests (RFC 9110 §13): the ETag of a task, and what clients make depend on it."""
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import Header
+
+IfMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-Match",
+        description="Do it only if the task still has this `ETag`, or one of several; else 412.",
+        examples=['"7-2026-01-31T09:00:00.000000Z"'],
+    ),
+]
+IfNoneMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-None-Match",
+        description="Send the task only if it has another `ETag` by now; else 304.",
+        examples=['"7-2026-01-31T09:00:00.000000Z"'],
+    ),
+]
+
+# Of the OpenAPI document.
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "The task has the `ETag` that If-None-Match names"}
+}
+
+# Proxies that compress mark a tag as weak, or add a suffix to it.
+_TAG = re.compile(r'(?:W/)?"([\x21\x23-\x7e\x80-\xff]*?)(?:-gzip)?"')
+
+
+def etag(task: dict[str, Any]) -> str:
+    """A strong tag: it changes exactly when the task does, as `updated_at` moves with it."""
+    return f'"{task["id"]}-{task["updated_at"]}"'
+
+
+def names(header: str, tag: str) -> bool:
+    """Whether a header of tags, or `*`, names this one."""
+    return header.strip() == "*" or tag[1:-1] in _TAG.findall(header)
+
+
+def versions(if_match: str, task_id: int) -> Iterator[datetime]:
+    """The `updated_at` of each tag that can be this task's."""
+    for tag in _TAG.findall(if_match):
+        number, _, instant = tag.partition("-")
+        if number == str(task_id) and re.fullmatch(r"[\d-]{10}T[\d:]{8}\.\d{6}Z", instant):
+            try:
+                yield datetime.fromisoformat(instant)
+            except ValueError:
+                continue  # Not a date of the calendar.

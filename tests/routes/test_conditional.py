@@ -1,0 +1,157 @@
+# [Task]: T053 [From]: specs/requirements.md
+"""What clients make depend on a task's ETag, on both databases."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from support import Caller, assert_error
+
+# As proxies that compress send it on.
+MANGLED = {
+    "as it is": "{tag}",
+    "weak": "W/{tag}",
+    "with a suffix": '{name}-gzip"',
+    "weak with a suffix": 'W/{name}-gzip"',
+    "among others": '"1-2020-01-01T00:00:00.000000Z", {tag} ,"x"',
+    "any": "*",
+}
+OTHERS = {
+    "an older version": '"{id}-2020-01-01T00:00:00.000000Z"',
+    "another task's": '"9{id}-{updated_at}"',
+    "no date": '"{id}-2020-13-45T99:00:00.000000Z"',
+    "not ours": '"abc"',
+    "not quoted": "{id}-{updated_at}",
+    "empty": "",
+}
+
+
+def as_sent(form: str, task: dict[str, Any], tag: str) -> str:
+    return form.format(tag=tag, name=tag[:-1], **task)
+
+
+@pytest.fixture
+async def made(alice: Caller) -> httpx.Response:
+    return await alice.post({"title": "Buy milk"})
+
+
+async def tag_of(alice: Caller, task_id: int) -> str:
+    return (await alice.get(f"/{task_id}")).headers["etag"]
+
+
+class TestETag:
+    async def test_is_that_of_the_task_in_every_answer(self, alice: Caller) -> None:
+        created = await alice.post({"title": "Buy milk"})
+        path = f"/{created.json()['id']}"
+        assert created.headers["etag"].startswith('"')
+        assert (await alice.get(path)).headers["etag"] == created.headers["etag"]
+        same = await alice.put(path, {"title": "Buy milk"})
+        assert same.headers["etag"] == created.headers["etag"]
+        changed = await alice.put(path, {"title": "Buy oats"})
+        toggled = await alice.complete(created.json()["id"])
+        tags = [answer.headers["etag"] for answer in (created, changed, toggled)]
+        assert len(set(tags)) == 3
+        assert (await alice.get(path)).headers["etag"] == tags[-1]
+
+    async def test_is_of_one_task(self, alice: Caller) -> None:
+        tags = [(await alice.post({"title": "Buy milk"})).headers["etag"] for _ in range(3)]
+        assert len(set(tags)) == 3
+
+
+class TestIfNoneMatch:
+    @pytest.mark.parametrize("form", MANGLED.values(), ids=MANGLED)
+    async def test_spares_what_is_known(
+        self, alice: Caller, made: httpx.Response, form: str
+    ) -> None:
+        task, tag = made.json(), made.headers["etag"]
+        sent = {"If-None-Match": as_sent(form, task, tag)}
+        answer = await alice.request("GET", f"/{task['id']}", headers=sent)
+        assert (answer.status_code, answer.content) == (304, b"")
+        assert answer.headers["etag"] == tag
+
+    @pytest.mark.parametrize("form", OTHERS.values(), ids=OTHERS)
+    async def test_sends_what_is_not(self, alice: Caller, made: httpx.Response, form: str) -> None:
+        task, tag = made.json(), made.headers["etag"]
+        sent = {"If-None-Match": as_sent(form, task, tag)}
+        answer = await alice.request("GET", f"/{task['id']}", headers=sent)
+        assert (answer.status_code, answer.json()) == (200, task)
+
+    async def test_does_not_tell_of_a_task_that_is_not_there(self, alice: Caller) -> None:
+        answer = await alice.request("GET", "/1", headers={"If-None-Match": "*"})
+        assert_error(answer, 404, "Task not found")
+
+
+async def changes(alice: Caller, task_id: int, if_match: str) -> dict[str, httpx.Response]:
+    """Each kind of change, the deletion last, of which only the first may find the version."""
+    sent = {"If-Match": if_match}
+    path = f"/{task_id}"
+    return {
+        "PUT": await alice.request("PUT", path, headers=sent, json={"title": "changed"}),
+        "PATCH": await alice.request("PATCH", f"{path}/complete", headers=sent),
+        "DELETE": await alice.request("DELETE", path, headers=sent),
+    }
+
+
+class TestIfMatch:
+    @pytest.mark.parametrize("form", MANGLED.values(), ids=MANGLED)
+    async def test_lets_a_change_of_that_version_be(
+        self, alice: Caller, made: httpx.Response, form: str
+    ) -> None:
+        task, tag = made.json(), made.headers["etag"]
+        path = f"/{task['id']}"
+        sent = {"If-Match": as_sent(form, task, tag)}
+        changed = await alice.request("PUT", path, headers=sent, json={"title": "changed"})
+        assert (changed.status_code, changed.json()["title"]) == (200, "changed")
+        sent = {"If-Match": as_sent(form, changed.json(), changed.headers["etag"])}
+        toggled = await alice.request("PATCH", f"{path}/complete", headers=sent)
+        assert toggled.json()["completed"] is True
+        sent = {"If-Match": as_sent(form, toggled.json(), toggled.headers["etag"])}
+        assert (await alice.request("DELETE", path, headers=sent)).status_code == 204
+
+    @pytest.mark.parametrize("form", OTHERS.values(), ids=OTHERS)
+    async def test_refuses_a_change_of_another(
+        self, alice: Caller, made: httpx.Response, form: str
+    ) -> None:
+        task, tag = made.json(), made.headers["etag"]
+        for answer in (await changes(alice, task["id"], as_sent(form, task, tag))).values():
+            assert_error(answer, 412, "Task has changed")
+            assert answer.headers["etag"] == tag
+        assert (await alice.get(f"/{task['id']}")).json() == task
+
+    async def test_of_a_task_that_is_not_there_is_404(self, alice: Caller, bob: Caller) -> None:
+        bobs = await bob.post({"title": "Bob's"})
+        for task_id in (bobs.json()["id"], 999):
+            for if_match in ("*", bobs.headers["etag"]):
+                for answer in (await changes(alice, task_id, if_match)).values():
+                    assert_error(answer, 404, "Task not found")
+        assert (await bob.get(f"/{bobs.json()['id']}")).json() == bobs.json()
+
+    async def test_that_changes_nothing_moves_nothing(
+        self, alice: Caller, made: httpx.Response
+    ) -> None:
+        tag = made.headers["etag"]
+        path = f"/{made.json()['id']}"
+        for _ in range(2):
+            sent = {"If-Match": tag}
+            same = await alice.request("PUT", path, headers=sent, json={})
+            assert (same.status_code, same.headers["etag"]) == (200, tag)
+
+    async def test_lets_one_of_many_writers_win_each_round(self, alice: Caller) -> None:
+        created = await alice.post({"title": "Contended"})
+        path, tag = f"/{created.json()['id']}", created.headers["etag"]
+        for turn in range(3):
+            answers = await asyncio.gather(
+                *(
+                    alice.request(
+                        "PUT", path, headers={"If-Match": tag}, json={"title": f"{turn} {n}"}
+                    )
+                    for n in range(100)
+                )
+            )
+            won = [answer for answer in answers if answer.status_code == 200]
+            lost = [answer for answer in answers if answer.status_code == 412]
+            assert (len(won), len(lost)) == (1, 99)
+            tag = won[0].headers["etag"]
+            assert {answer.headers["etag"] for answer in lost} == {tag}
+            assert (await alice.get(path)).json() == won[0].json()

@@ -15,7 +15,7 @@ from sqlalchemy import Dialect, Select, UpdateBase
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from database.database import Database, Session
-from database.failures import DRIVER_ERRORS, database_errors, nothing_sent
+from database.failures import DRIVER_ERRORS, database_errors, nothing_sent, shard_has_moved
 from database.pool import AtHand, give_back, take
 from errors import DatabaseUnavailable
 
@@ -106,6 +106,9 @@ class Statement:
         except asyncpg.PostgresError as error:
             if isinstance(error, _NAME_LOST):
                 driver.connector.go_without_names()
+            elif shard_has_moved(error):
+                # The connection's plans name shards that are elsewhere now.
+                driver.terminate()
             elif isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                 driver.was_read_only()
             give_back(database.engine, connection)
@@ -171,7 +174,8 @@ _RUN: dict[str, Callable[..., Awaitable[Sequence[Any]]]] = {
 
 def _not_begun(error: Exception) -> bool:
     """Whether the statement was refused before any of it was done."""
-    return isinstance(error, (_TABLE_CHANGED, *_NAME_LOST)) or nothing_sent(error)
+    refused = isinstance(error, (_TABLE_CHANGED, *_NAME_LOST)) or shard_has_moved(error)
+    return refused or nothing_sent(error)
 
 
 async def _recover(database: Database, connection: AtHand) -> None:

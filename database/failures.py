@@ -86,6 +86,8 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
 
 
 def _reason(cause: BaseException | None, state: str | None) -> str | None:
+    if shard_has_moved(cause):
+        return "its shards are being moved"
     if state is not None:
         return next((_REASONS[key] for key in (state, state[:2]) if key in _REASONS), None)
     match cause:
@@ -117,6 +119,11 @@ def nothing_sent(error: BaseException) -> bool:
             return "cannot switch to state" in str(error)
         case _:
             return False
+
+
+def shard_has_moved(error: BaseException | None) -> bool:
+    """Whether Citus has moved a shard, or made the first, since the statement was planned."""
+    return isinstance(error, asyncpg.InternalServerError) and "entry for shard" in str(error)
 
 
 def sqlite_code(error: sqlite3.Error) -> int | None:

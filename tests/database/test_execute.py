@@ -378,6 +378,7 @@ class TestExactlyOnce:
             asyncpg.InterfaceError("connection is closed"),
             asyncpg.InternalClientError("cannot switch to state 2"),
             asyncpg.InvalidSQLStatementNameError("does not exist"),
+            asyncpg.InternalServerError("could not find valid entry for shard 102008"),
         ],
         ids=lambda error: type(error).__name__,
     )

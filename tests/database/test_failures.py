@@ -50,6 +50,7 @@ class TestDatabaseErrors:
             asyncpg.InsufficientPrivilegeError("42501"),
             asyncpg.InvalidSQLStatementNameError("26000"),
             asyncpg.DuplicatePreparedStatementError("42P05"),
+            asyncpg.InternalServerError("could not find valid entry for shard 102008"),
             asyncpg.InterfaceError("connection is closed"),
             ConnectionRefusedError(),
             ConnectionResetError(),
@@ -74,6 +75,7 @@ class TestDatabaseErrors:
     @pytest.mark.parametrize(
         "error",
         [
+            asyncpg.InternalServerError("of another kind"),
             asyncpg.UniqueViolationError("23505"),
             asyncpg.NotNullViolationError("23502"),
             asyncpg.CharacterNotInRepertoireError("22021"),

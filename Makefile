@@ -41,9 +41,15 @@ faults: $(BIN)/.ready ## break the database, the network and the process; instal
 	@# Time is the fault in many of these: what a busy machine made fail is run once more, alone.
 	$(BIN)/pytest tests/faults || $(BIN)/pytest tests/faults --last-failed
 
+# The contract's tests, and those of a cluster.
+DISTRIBUTED := tests/distributed tests/test_isolation.py \
+	$(addprefix tests/routes/test_,tasks.py conditional.py parts.py)
+
 distributed: $(BIN)/.ready ## test on a real Citus cluster; installs it if need be
 	tests/distributed/install.sh
-	TEST_DATABASES=citus $(BIN)/pytest tests/distributed tests/routes/test_tasks.py tests/test_isolation.py
+	@# As with the faults: what a busy machine made fail is run once more, alone.
+	TEST_DATABASES=citus $(BIN)/pytest $(DISTRIBUTED) || \
+		TEST_DATABASES=citus $(BIN)/pytest $(DISTRIBUTED) --last-failed
 
 soak: $(BIN)/.ready ## ten minutes of load and random faults, every write accounted for (SECONDS=600)
 	$(BIN)/python tests/faults/soak.py --seconds $(SECONDS)

@@ -2,6 +2,7 @@
 """Every error a client can meet: its status, its sentence, its headers, in one tree.
 
     ServiceError
+    ├── InvalidCursor         400
     ├── MissingToken          401
     ├── InvalidToken          401
     │   └── ExpiredToken      401
@@ -54,6 +55,13 @@ class ServiceError(HTTPException):
 
     def __str__(self) -> str:
         return self._reason
+
+
+class InvalidCursor(ServiceError):
+    """A cursor that was not given for this user's list with these filters in this order."""
+
+    status_code = 400
+    detail = "Invalid cursor"
 
 
 def _challenge(description: str) -> Mapping[str, str]:

@@ -142,6 +142,27 @@ def _returned_sqlite(element: returned_rfc3339, compiler: SQLCompiler, **kw: Any
     return compiler.process(rfc3339(*element.clauses), **kw)
 
 
+class code_points(FunctionElement[str]):  # named as a SQL function would be
+    """SQL: `code_points(text)` is the text, compared by the numbers of its characters.
+
+    So a list has one order in every database, whatever its collation.
+    """
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(code_points, "postgresql")
+def _code_points_postgresql(element: code_points, compiler: SQLCompiler, **kw: Any) -> str:
+    return f'{compiler.process(element.clauses, **kw)} COLLATE "C"'
+
+
+@compiles(code_points, "sqlite")
+def _code_points_sqlite(element: code_points, compiler: SQLCompiler, **kw: Any) -> str:
+    # SQLite compares so by itself.
+    return compiler.process(element.clauses, **kw)
+
+
 class User(SQLModel, table=True):
     """A user as Better Auth keeps it, for reading. Its migration makes this table, never ours."""
 

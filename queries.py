@@ -5,7 +5,8 @@ How a statement is run is told in database/execute.py.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -15,9 +16,11 @@ from sqlalchemy import (
     String,
     Text,
     and_,
+    asc,
     bindparam,
     case,
     delete,
+    desc,
     func,
     insert,
     literal_column,
@@ -27,30 +30,37 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
+from sqlalchemy.types import TypeEngine
 
 from db import Statement
-from models import TASK_TABLE, UTCDateTime, advance, returned_rfc3339, rfc3339
+from models import TASK_TABLE, UTCDateTime, advance, code_points, returned_rfc3339, rfc3339
+from schemas import Order, Sort
+from search import Word, holds
 
 _task = TASK_TABLE.c
 
 
+type Columns = ReadOnlyColumnCollection[str, Any]
+
+
 def _public(
-    instant: Callable[[ColumnElement[Any]], ColumnElement[Any]],
+    of: Columns, instant: Callable[[ColumnElement[Any]], ColumnElement[Any]]
 ) -> tuple[ColumnElement[Any], ...]:
     """A task as clients see it: rows of these columns are JSON without another word."""
     return (
-        _task.id,
-        _task.user_id,
-        _task.title,
-        _task.description,
-        _task.completed,
-        instant(_task.created_at).label("created_at"),
-        instant(_task.updated_at).label("updated_at"),
+        of.id,
+        of.user_id,
+        of.title,
+        of.description,
+        of.completed,
+        instant(of.created_at).label("created_at"),
+        instant(of.updated_at).label("updated_at"),
     )
 
 
-_selected = _public(rfc3339)
-_returned = _public(returned_rfc3339)
+_selected = _public(_task, rfc3339)
+_returned = _public(_task, returned_rfc3339)
 _now = bindparam("now", type_=UTCDateTime())
 _new_title = bindparam("new_title", type_=String())
 _new_description = bindparam("new_description", type_=String())
@@ -79,35 +89,108 @@ def _update(values: dict[str, ColumnElement[Any]], *conditions: ColumnElement[bo
     )
 
 
-def _part(count: int) -> ScalarSelect[Any]:
+# A list without a limit of its own is read in parts, so that a long one keeps nobody else waiting.
+# Most lists are one part; those that follow are smaller, since others wait for each of them (D21).
+LIST_PART = 1000
+NEXT_PART = 200
+
+
+class Parts(NamedTuple):
+    """How many tasks are read at first, and at a time from there on."""
+
+    first: int
+    next: int
+
+
+# In an order that no index has, each part costs a look at all of the user's tasks (D27).
+_SORTED = Parts(10_000, 10_000)
+PARTS: dict[Sort, Parts] = {
+    "created_at": Parts(LIST_PART, NEXT_PART),
+    "updated_at": _SORTED,
+    "title": _SORTED,
+}
+
+
+def _up_to(count: ColumnElement[int]) -> ScalarSelect[Any]:
     """A limit in a form that PostgreSQL can't see through while it plans.
 
     It then expects to need some of the rows, and reads them off the index in order, where it might
     else gather and sort them all (tests/faults/test_plans.py).
     """
-    return select(literal_column(str(count))).scalar_subquery()
+    return select(count).scalar_subquery()
 
 
-# A list is read in parts, so that a long one keeps nobody else waiting. Most lists are one part;
-# those that follow are smaller, since others wait for each of them (D21).
-LIST_PART = 1000
-NEXT_PART = 200
-_newest_first = (_task.created_at.desc(), _task.id.desc())
+_part = _up_to(bindparam("part", LIST_PART, type_=BigInteger()))
+_all = _up_to(literal_column(str(2**63 - 1), BigInteger()))
 
-LIST = Statement(
-    select(*_selected).where(_owned()).order_by(*_newest_first).limit(_part(LIST_PART))
-)
-LIST_ON = Statement(
-    select(*_selected)
-    .where(
-        _owned(
-            tuple_(_task.created_at, _task.id)
-            < tuple_(bindparam("created_at", type_=UTCDateTime()), bindparam("task_id"))
+
+def _key(of: Columns, sort: Sort) -> ColumnElement[Any]:
+    return code_points(of.title) if sort == "title" else of[sort]
+
+
+def _ordered(of: Columns, sort: Sort, order: Order) -> tuple[ColumnElement[Any], ...]:
+    """By what tasks are sorted; where that is equal, by id."""
+    key = _key(of, sort)
+    return (desc(key), desc(of.id)) if order == "desc" else (asc(key), asc(of.id))
+
+
+def _beyond(of: Columns, sort: Sort, order: Order) -> ColumnElement[bool]:
+    """What comes after the task whose `task_id` and sort key are bound."""
+    place: TypeEngine[Any] = String() if sort == "title" else UTCDateTime()
+    here = tuple_(_key(of, sort), of.id)
+    there = tuple_(bindparam(sort, type_=place), bindparam("task_id", type_=BigInteger()))
+    return here < there if order == "desc" else here > there
+
+
+def _passes(of: Columns, name: str) -> ColumnElement[bool]:
+    """A filter, whose value is a bind parameter of its name."""
+    if name == "completed":
+        completed: ColumnElement[bool] = of.completed == bindparam(name, type_=Boolean())
+        return completed
+    word = bindparam(name, type_=Word())
+    return or_(holds(of.title, word), holds(of.description, word))
+
+
+@cache
+def listing(sort: Sort, order: Order, *filters: str, goes_on: bool = False) -> Statement:
+    """The tasks that pass filters; `part` of them at most.
+
+    One that goes on begins after a task: with its `task_id`, and by the sort's name its sort key.
+    """
+    indexed = sort == "created_at"
+
+    def conditions(of: Columns, *names: str, place: bool) -> list[ColumnElement[bool]]:
+        beyond = [_beyond(of, sort, order)] if goes_on and place else []
+        return [*beyond, *(_passes(of, name) for name in names)]
+
+    if indexed and "search" not in filters:
+        return Statement(
+            select(*_selected)
+            .where(_owned(*conditions(_task, *filters, place=True)))
+            .order_by(*_ordered(_task, sort, order))
+            .limit(_part)
         )
+    # The user's own tasks as the index has them, and of those the ones in question: read otherwise,
+    # a table might be searched as a whole. Only what is found is written as clients see it, which
+    # takes longer than to look at it (D27).
+    own = (
+        select(TASK_TABLE)
+        .where(_owned(*conditions(_task, place=indexed)))
+        .order_by(*_ordered(_task, "created_at", order))
+        .limit(_all)
+        .subquery("own")
     )
-    .order_by(*_newest_first)
-    .limit(_part(NEXT_PART))
-)
+    found = (
+        select(own)
+        .where(*conditions(own.c, *filters, place=not indexed))
+        .order_by(*_ordered(own.c, sort, order))
+        .limit(_part)
+        .subquery("found")
+    )
+    return Statement(select(*_public(found.c, rfc3339)).order_by(*_ordered(found.c, sort, order)))
+
+
+LIST = listing("created_at", "desc")
 _new: dict[str, Any] = {
     "user_id": bindparam("owner", type_=Text()),
     "title": _new_title,

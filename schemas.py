@@ -3,7 +3,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote
 
 from fastapi import Path
@@ -13,10 +13,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StrictBool,
     StringConstraints,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 # pydantic wants this TypedDict rather than typing's for total=False fields with metadata.
 from typing_extensions import TypedDict
@@ -25,17 +27,31 @@ from models import DESCRIPTION_LENGTH, TITLE_LENGTH
 
 USER_ID_LENGTH = 255
 MAX_TASK_ID = 2**63 - 1
+SEARCH_LENGTH = 200
+# Tasks of a page at most.
+PAGE_LENGTH = 200
 
 # Control characters and lone surrogates, which no user id may hold.
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
+_PLAIN_DECIMAL = re.compile(r"0|-?[1-9][0-9]*")
 
 Title = Annotated[
     str,
     StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=TITLE_LENGTH),
 ]
 Description = Annotated[str, StringConstraints(strict=True, max_length=DESCRIPTION_LENGTH)]
+
+
+Search = Annotated[
+    str,
+    # What stands for bytes that were no UTF-8 could only be found by mistake.
+    StringConstraints(min_length=1, max_length=SEARCH_LENGTH, pattern=r"^[^\u0000\ufffd]*$"),
+]
+Limit = Annotated[int, Field(ge=1, le=PAGE_LENGTH)]
+Sort = Literal["created_at", "updated_at", "title"]
+Order = Literal["asc", "desc"]
 
 
 class TaskCreate(BaseModel):
@@ -58,6 +74,92 @@ class TaskCompletion(BaseModel):
     """The state to set, whatever it was."""
 
     completed: StrictBool
+
+
+class _OrAbsent:
+    """For what is None when it is left out: its JSON schema without null, which can't be sent."""
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        present, _null = schema.pop("anyOf")
+        return {**present, **schema}
+
+
+def _true_or_false(text: object) -> object:
+    if isinstance(text, str) and text not in ("true", "false"):
+        raise PydanticCustomError("boolean", "Input should be true or false")
+    return text
+
+
+def _plain_decimal(text: object) -> object:
+    if isinstance(text, str) and not _PLAIN_DECIMAL.fullmatch(text):
+        raise PydanticCustomError("plain_decimal", "Input should be a plain whole number")
+    return text
+
+
+class ListQuery(BaseModel):
+    """Which tasks are listed, in which order, and how many at a time.
+
+    Of a parameter that is sent twice, the last one counts.
+    """
+
+    completed: Annotated[
+        bool | None,
+        BeforeValidator(_true_or_false),
+        _OrAbsent(),
+        Field(description="Only tasks that are completed, or that are not", examples=[False]),
+    ] = None
+    search: Annotated[
+        Search | None,
+        _OrAbsent(),
+        Field(
+            description=(
+                "Only tasks that have this in their title or description, in capitals or not; "
+                "`%`, `_` and `*` stand for themselves"
+            ),
+            examples=["milk"],
+        ),
+    ] = None
+    sort: Annotated[
+        Sort, Field(description="By what; a title by the code points of its characters")
+    ] = "created_at"
+    order: Annotated[Order, Field(description="The highest first, or the lowest")] = "desc"
+    limit: Annotated[
+        Limit | None,
+        BeforeValidator(_plain_decimal),
+        _OrAbsent(),
+        Field(
+            description=(
+                "At most so many. When there are more, `Link` and `X-Next-Cursor` say how to ask "
+                "for them; without it, all are sent"
+            ),
+            examples=[50],
+        ),
+    ] = None
+    cursor: Annotated[
+        str | None,
+        _OrAbsent(),
+        Field(
+            description=(
+                "Go on after a page: its `X-Next-Cursor`, with the same filters and order; "
+                "`limit` may differ"
+            ),
+        ),
+    ] = None
+
+    model_config = ConfigDict(frozen=True)
+
+    @property
+    def filters(self) -> dict[str, bool | str]:
+        """Those that were asked for."""
+        both = {"completed": self.completed, "search": self.search}
+        return {name: value for name, value in both.items() if value is not None}
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """What can't be changed need not be copied: DirectRoute then makes none for a request."""
+        return self
 
 
 class TaskPublic(BaseModel):

@@ -8,6 +8,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import batched
 from typing import Any
 
 import asyncpg
@@ -32,6 +33,9 @@ REPEAT_WITHIN = 0.5
 AT_ONCE = 0.1
 # Seconds a connection has to answer again after its statement was cut off.
 RECOVERY_TIMEOUT = 1.0
+
+# Rows that are made of a result before others have a turn.
+AT_A_TIME = 1000
 
 type Rows = list[dict[str, Any]]
 type Converter = Callable[[Any], Any]
@@ -158,7 +162,11 @@ class _Compiled:
         ]
         found = await self._run(connection, self._sql, *arguments)
         # The SQL names these columns and no others; to have that checked takes half as long again.
-        rows = [dict(zip(self._columns, row, strict=False)) for row in found]
+        rows: Rows = []
+        for some in batched(found, AT_A_TIME, strict=False):
+            if rows:
+                await asyncio.sleep(0)
+            rows += [dict(zip(self._columns, row, strict=False)) for row in some]
         for name, convert in self._converters:
             for row in rows:
                 row[name] = convert(row[name])

@@ -7,6 +7,8 @@ from collections import deque
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from routes.conditional import ContentTag
+
 
 class JSONParts(Response):
     """One JSON array from several; each part is let go when it has been sent."""
@@ -16,14 +18,23 @@ class JSONParts(Response):
     def __init__(self) -> None:
         super().__init__()
         self._parts: deque[bytes] = deque()
+        self._tag = ContentTag()
 
     def add(self, array: bytes) -> None:
         """One more array that is not empty; without its brackets, with what separates it."""
-        self._parts.append((b"," if self._parts else b"[") + array[1:-1])
+        self._append((b"," if self._parts else b"[") + array[1:-1])
+
+    def finish(self) -> None:
+        """That was the last one."""
+        self._append(b"]")
+        self.headers["content-length"] = str(sum(map(len, self._parts)))
+        self.headers["ETag"] = str(self._tag)
+
+    def _append(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._tag.add(part)
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        self._parts.append(b"]")
-        self.headers["content-length"] = str(sum(map(len, self._parts)))
         start = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **start})
         while self._parts:

@@ -4,11 +4,13 @@
 Who may call them is decided in middleware/auth.py; what each asks of the database is in queries.py.
 """
 
-from datetime import datetime
+import asyncio
+from collections.abc import Sequence
+from itertools import batched
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic_core import to_json
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -17,6 +19,7 @@ from errors import (
     AccessDenied,
     BodyTooLarge,
     DatabaseUnavailable,
+    InvalidCursor,
     InvalidToken,
     PreconditionFailed,
     TaskLimitReached,
@@ -34,17 +37,28 @@ from queries import (
     DELETE,
     DELETE_VERSION,
     GET,
-    LIST,
-    LIST_ON,
     LIST_PART,
+    NEXT_PART,
+    PARTS,
     UPDATE,
     UPDATE_VERSION,
+    listing,
 )
 from routes.body import JsonBody, OptionalJsonBody
-from routes.conditional import NOT_MODIFIED, IfMatch, IfNoneMatch, etag, names, versions
+from routes.conditional import (
+    NOT_MODIFIED,
+    ContentTag,
+    IfMatch,
+    IfNoneMatch,
+    etag,
+    unless_known,
+    versions,
+)
 from routes.direct import DirectRoute
+from routes.paging import LIST_HEADERS, next_page, values_after, values_of
 from routes.parts import JSONParts
 from schemas import (
+    ListQuery,
     TaskCompletion,
     TaskCreate,
     TaskId,
@@ -79,6 +93,13 @@ def _one(row: dict[str, Any] | None) -> Response:
     return Response(to_json(row), media_type="application/json", headers={"ETag": etag(row)})
 
 
+def _listed(rows: Sequence[dict[str, Any]], headers: dict[str, str]) -> Response:
+    body = to_json(rows)
+    # Where a page ends is told by its headers, so they are part of what is tagged.
+    tag = ContentTag(body + headers["X-Next-Cursor"].encode() if headers else body)
+    return Response(body, media_type="application/json", headers={"ETag": str(tag), **headers})
+
+
 async def _change(
     session: AsyncSession,
     if_match: str | None,
@@ -105,19 +126,41 @@ async def _change(
     raise PreconditionFailed("If-Match names another version", etag(task))
 
 
-@router.get("", response_model=list[TaskPublic])
-async def list_tasks(user_id: UserId, session: SessionDep) -> Response:
-    """All tasks of the user, newest first."""
-    rows = await LIST.rows(session, owner=user_id)
+@router.get(
+    "",
+    response_model=list[TaskPublic],
+    responses=error_responses(InvalidCursor) | LIST_HEADERS | NOT_MODIFIED,
+)
+async def list_tasks(
+    request: Request,
+    user_id: UserId,
+    session: SessionDep,
+    query: Annotated[ListQuery, Query()],
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """All tasks of the user, newest first; or some of them, in another order, page by page."""
+    values = {"owner": user_id, **query.filters}
+    after = values_of(query, user_id)
+    statement = listing(query.sort, query.order, *query.filters, goes_on=bool(after))
+    if query.limit is not None:
+        rows = await statement.rows(session, **values, **after, part=query.limit + 1)
+        page, more = rows[: query.limit], len(rows) > query.limit
+        headers = next_page(request, query, user_id, page[-1]) if more else {}
+        return unless_known(_listed(page, headers), if_none_match)
+    part = PARTS[query.sort]
+    rows = await statement.rows(session, **values, **after, part=part.first)
     if len(rows) < LIST_PART:
-        return Response(to_json(rows), media_type="application/json")
+        return unless_known(_listed(rows, {}), if_none_match)
     response = JSONParts()
+    statement = listing(query.sort, query.order, *query.filters, goes_on=True)
     while rows:
-        response.add(to_json(rows))
-        last = rows[-1]
-        created_at = datetime.fromisoformat(last["created_at"])
-        rows = await LIST_ON.rows(session, owner=user_id, created_at=created_at, task_id=last["id"])
-    return response
+        for some in batched(rows, NEXT_PART, strict=False):
+            response.add(to_json(some))
+            await asyncio.sleep(0)
+        after = values_after(rows[-1][query.sort], rows[-1]["id"], query.sort)
+        rows = await statement.rows(session, **values, **after, part=part.next)
+    response.finish()
+    return unless_known(response, if_none_match)
 
 
 @router.post(
@@ -162,11 +205,8 @@ async def get_task(
     user_id: UserId, task_id: TaskId, session: SessionDep, if_none_match: IfNoneMatch = None
 ) -> Response:
     """One task."""
-    response = _one(await GET.row(session, owner=user_id, task_id=task_id))
-    tag = response.headers["ETag"]
-    if if_none_match is not None and names(if_none_match, tag):
-        return Response(status_code=304, headers={"ETag": tag})
-    return response
+    row = await GET.row(session, owner=user_id, task_id=task_id)
+    return unless_known(_one(row), if_none_match)
 
 
 @router.put(

@@ -36,6 +36,7 @@ RETRY = {"retry-after": "1"}
 
 # Name, status, detail, headers of its own: the table of CONTRACT.md.
 ERRORS: dict[str, tuple[int, str, dict[str, str]]] = {
+    "InvalidCursor": (400, "Invalid cursor", {}),
     "MissingToken": (401, "Missing authorization token", {"www-authenticate": "Bearer"}),
     "InvalidToken": (
         401,

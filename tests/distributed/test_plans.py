@@ -5,40 +5,7 @@ import re
 
 import asyncpg
 import pytest
-from sqlalchemy import make_url
-
-import queries
-from db import Statement
-from models import utc_now
-
-STATEMENTS = {name: item for name, item in vars(queries).items() if isinstance(item, Statement)}
-POSTGRESQL = make_url("postgresql+asyncpg://").get_dialect()
-# For every bind parameter that a statement has: without a value, it can't be explained.
-VALUES = {
-    "owner": "alice",
-    "task_id": 1,
-    "new_title": "title",
-    "new_description": None,
-    "new_completed": True,
-    "describe": True,
-    "now": utc_now(),
-    "created_at": utc_now(),
-    "task_limit": 100,
-    "version": utc_now(),
-}
-
-
-def prepared(statement: Statement) -> tuple[str, list[str]]:
-    """It as PREPARE takes it, and its arguments as EXECUTE does."""
-    compiled = statement.core.compile(dialect=POSTGRESQL())
-    values = {name: bind.value for name, bind in compiled.binds.items()} | VALUES
-    return str(compiled), [literal(values[name]) for name in compiled.positiontup or ()]
-
-
-def literal(value: object) -> str:
-    if value is None:
-        return "NULL"
-    return str(value) if isinstance(value, int) else f"'{value}'"
+from statements import STATEMENTS, prepared
 
 
 @pytest.mark.parametrize("name", STATEMENTS)

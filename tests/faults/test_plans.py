@@ -2,15 +2,37 @@
 """How PostgreSQL finds the rows of each request: by an index, in the order that is asked for."""
 
 import asyncio
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
 from postgresql import PostgreSQL
+from statements import LISTINGS, prepared
 
-from benchmarks.growth import PLAN_MODES, REQUESTS, Plan, Table, create_table, plans
+from benchmarks.growth import (
+    PLAN_MODES,
+    REQUESTS,
+    TASKS_PER_USER,
+    Plan,
+    Table,
+    create_table,
+    plans,
+)
+from faults.stage import connected
 
 ROWS = 200_000
+# A tenth of them: to whom half of a table belongs, it may as well be read as a whole.
+HOARDED = 20_000
+FILL = """
+    INSERT INTO task (user_id, title, description, completed, created_at, updated_at)
+    SELECT $1, 'Buy milk ' || n, repeat('x', 100), false, now() - n * interval '1 second',
+        now() - n * interval '1 second'
+    FROM generate_series(1, $2) n
+"""
+# When half of those were added.
+MIDDLE = datetime.now(UTC) - timedelta(seconds=HOARDED / 2)
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +66,67 @@ def test_missing_index_is_noticed(server: PostgreSQL, folder: Path) -> None:
     asyncio.run(drop_index())
     listing, *_ = plans(server, table, folder)
     assert {"Sort", "Seq Scan"} <= set(listing.faults()), listing.text
+
+
+@pytest.fixture(scope="module")
+def hoarder(table: Table) -> str:
+    """A user with very many tasks beside those with 50."""
+
+    async def fill() -> None:
+        async with connected(table.url) as connection:
+            await connection.execute(FILL, "hoarder", HOARDED)
+            await connection.execute("VACUUM ANALYZE task")
+
+    asyncio.run(fill())
+    return "hoarder"
+
+
+class TestListings:
+    """In which order tasks are listed, which of them, and from where on."""
+
+    async def explained(self, url: str, name: str, mode: str, **values: object) -> str:
+        sql, arguments = prepared(LISTINGS[name], **values)
+        async with connected(url) as connection:
+            await connection.execute(f"SET plan_cache_mode = {mode}")
+            await connection.execute(f"PREPARE it AS {sql}")
+            lines = await connection.fetch(
+                f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) EXECUTE it({', '.join(arguments)})"
+            )
+            return "\n".join(line[0] for line in lines)
+
+    def assert_reads_ones_own(self, plan: str, name: str) -> None:
+        """By the index, to the rows of this user; in its order where it has that."""
+        assert "Seq Scan" not in plan, plan
+        assert "Bitmap" not in plan, plan
+        scans = re.findall(r"Index Scan.* using ix_task_user_id_created_at_id", plan)
+        assert len(scans) == 1, plan
+        assert re.search(r"Index Cond: \(.*user_id", plan), plan
+        if name.startswith("created_at"):
+            assert "Sort" not in plan, plan
+            if name.endswith("on"):
+                assert re.search(r"Index Cond: .*ROW\(created_at, id\)", plan), plan
+
+    @pytest.mark.usefixtures("hoarder")
+    @pytest.mark.parametrize("mode", PLAN_MODES)
+    @pytest.mark.parametrize("name", LISTINGS)
+    def test_read_the_users_own_rows_only(self, table: Table, name: str, mode: str) -> None:
+        user = table.place(0).user
+        plan = asyncio.run(self.explained(table.url, name, mode, owner=user, completed=False))
+        self.assert_reads_ones_own(plan, name)
+        # Of ten million rows or of ten thousand: what is looked at is the user's.
+        looked_at = sum(map(int, re.findall(r"Rows Removed by Filter: (\d+)", plan)))
+        assert looked_at <= TASKS_PER_USER
+
+    @pytest.mark.parametrize("mode", PLAN_MODES)
+    @pytest.mark.parametrize("name", LISTINGS)
+    def test_of_very_many_tasks_do_so_too(
+        self, table: Table, hoarder: str, name: str, mode: str
+    ) -> None:
+        deep = {"title": "Buy milk 5", "updated_at": MIDDLE, "created_at": MIDDLE}
+        values = {"owner": hoarder, "completed": False, "search": "milk", **deep}
+        plan = asyncio.run(self.explained(table.url, name, mode, **values))
+        self.assert_reads_ones_own(plan, name)
+        if name.startswith("created_at"):
+            # A page deep among them is read from where it begins.
+            assert re.search(r"Index Scan.*rows=51\b", plan), plan
+            assert "Rows Removed" not in plan, plan

@@ -1,0 +1,102 @@
+# [Task]: T052 [From]: specs/decisions.md
+"""Pages of a list: the cursor that leads from one to the next, and the headers that have it.
+
+What a page holds is told in queries.py. Why a cursor is what it is, in specs/decisions.md, D26.
+"""
+
+from base64 import b64decode, urlsafe_b64encode
+from datetime import UTC, datetime
+from hashlib import blake2b
+from hmac import compare_digest
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
+
+from fastapi import Request
+from pydantic import Field, StringConstraints, TypeAdapter
+from pydantic_core import to_json
+
+from errors import InvalidCursor
+from schemas import MAX_TASK_ID, ListQuery, Sort
+from settings import get_settings
+
+# Of the OpenAPI document.
+LIST_HEADERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            "ETag": {
+                "description": "A weak tag of the answer, for If-None-Match",
+                "schema": {"type": "string"},
+                "example": 'W/"0123456789abcdef0123456789abcdef"',
+            },
+            "Link": {
+                "description": "With `limit`, where there is more: the next page",
+                "schema": {"type": "string"},
+                "example": '</api/alice/tasks?limit=50&cursor=dGhlcmU>; rel="next"',
+            },
+            "X-Next-Cursor": {
+                "description": "With `limit`, where there is more: the next page's `cursor`",
+                "schema": {"type": "string"},
+                "example": "dGhlcmU",
+            },
+        }
+    }
+}
+
+_SIGNATURE_BYTES = 12
+# A place in a list: what it is sorted by there, and the id of the task.
+_PLACE: TypeAdapter[tuple[str, int]] = TypeAdapter(
+    tuple[
+        Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")],
+        Annotated[int, Field(strict=True, ge=1, le=MAX_TASK_ID)],
+    ]
+)
+
+
+def values_after(key: str, task_id: int, sort: Sort) -> dict[str, Any]:
+    """For the statement that goes on after this place. Raises ValueError or OverflowError."""
+    value = key if sort == "title" else datetime.fromisoformat(key).astimezone(UTC)
+    return {sort: value, "task_id": task_id}
+
+
+def values_of(query: ListQuery, user_id: str) -> dict[str, Any]:
+    """The same for the query's cursor, or nothing if it has none. Raises InvalidCursor."""
+    cursor = query.cursor
+    if cursor is None:
+        return {}
+    try:
+        decoded = b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
+        key, task_id = _PLACE.validate_json(decoded[_SIGNATURE_BYTES:])
+        # Made anew and compared as a whole, so that no other spelling of it will do.
+        if compare_digest(cursor, _cursor(key, task_id, query, user_id)):
+            return values_after(key, task_id, query.sort)
+    except (ValueError, OverflowError):
+        pass  # As good as any other that is not ours.
+    raise InvalidCursor("not one of this user's list with these filters in this order")
+
+
+def next_page(
+    request: Request, query: ListQuery, user_id: str, last: dict[str, Any]
+) -> dict[str, str]:
+    """The headers of a page that is not the last one, and ends with this task."""
+    cursor = _cursor(last[query.sort], last["id"], query, user_id)
+    path = f"{request.scope.get('root_path', '')}/api/{quote(user_id, safe='')}/tasks"
+    parameters = urlencode({**request.query_params, "cursor": cursor}, quote_via=quote)
+    return {"Link": f'<{path}?{parameters}>; rel="next"', "X-Next-Cursor": cursor}
+
+
+def _cursor(key: str, task_id: int, query: ListQuery, user_id: str) -> str:
+    place = to_json([key, task_id])
+    bound_to = [user_id, query.completed, query.search, query.sort, query.order]
+    signature = blake2b(
+        to_json(bound_to) + place,
+        key=_signing_key(),
+        digest_size=_SIGNATURE_BYTES,
+        person=b"tasks.cursor",
+    )
+    return urlsafe_b64encode(signature.digest() + place).decode().rstrip("=")
+
+
+def _signing_key() -> bytes:
+    """The same in all processes of a service. Empty where they share no secret."""
+    secret = get_settings().better_auth_secret
+    return blake2b(secret.get_secret_value().encode()).digest() if secret else b""

@@ -1,0 +1,62 @@
+# [Task]: T015 [From]: specs/requirements.md
+"""Every statement that the service can send, by name, and a value for each of their parameters."""
+
+from itertools import chain, combinations, product
+from typing import get_args
+
+from sqlalchemy import make_url
+
+import queries
+from db import Statement
+from models import utc_now
+from schemas import Order, Sort
+
+_FILTERS = ("completed", "search")
+
+LISTINGS = {
+    f"{sort} {order} {' '.join(filters)}{' on' if goes_on else ''}": queries.listing(
+        sort, order, *filters, goes_on=goes_on
+    )
+    for sort, order, goes_on in product(get_args(Sort), get_args(Order), (False, True))
+    for filters in chain.from_iterable(combinations(_FILTERS, n) for n in range(3))
+}
+STATEMENTS = {
+    name: item for name, item in vars(queries).items() if isinstance(item, Statement)
+} | LISTINGS
+
+VALUES = {
+    "owner": "alice",
+    "task_id": 1,
+    "new_title": "changed",
+    "new_description": "changed",
+    "new_completed": True,
+    "describe": True,
+    "now": utc_now(),
+    "task_limit": 100,
+    "version": utc_now(),
+    "completed": True,
+    "search": "milk",
+    "title": "Buy",
+    "created_at": utc_now(),
+    "updated_at": utc_now(),
+    "part": 51,
+}
+
+_POSTGRESQL = make_url("postgresql+asyncpg://").get_dialect()()
+
+
+def prepared(statement: Statement, **values: object) -> tuple[str, list[str]]:
+    """It as PostgreSQL's PREPARE takes it, and its arguments as EXECUTE does."""
+    compiled = statement.core.compile(dialect=_POSTGRESQL)
+    arguments = []
+    for name in compiled.positiontup or ():
+        convert = compiled.binds[name].type.dialect_impl(_POSTGRESQL).bind_processor(_POSTGRESQL)
+        value = (VALUES | values)[name]
+        arguments.append(_literal(convert(value) if convert else value))
+    return str(compiled), arguments
+
+
+def _literal(value: object) -> str:
+    if value is None:
+        return "NULL"
+    return str(value) if isinstance(value, int) else f"'{value}'"

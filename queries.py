@@ -40,7 +40,6 @@ from search import Word, holds
 
 _task = TASK_TABLE.c
 
-
 type Columns = ReadOnlyColumnCollection[str, Any]
 
 

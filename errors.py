@@ -162,7 +162,7 @@ class DatabaseUnavailable(Unavailable):
 
 
 class StatementTimeout(DatabaseUnavailable):
-    """This statement took too long, or met a lock; others may be served meanwhile."""
+    """This statement took too long, met a lock or lacks an index; others may be served."""
 
     log_level = logging.WARNING
 

@@ -16,12 +16,14 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     String,
     Text,
     TypeDecorator,
     false,
 )
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import ClauseElement, SyntaxExtension
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
@@ -29,6 +31,7 @@ from sqlmodel import Field, SQLModel
 
 TITLE_LENGTH = 200
 DESCRIPTION_LENGTH = 1000
+IDEMPOTENCY_KEY_LENGTH = 255
 
 
 def utc_now() -> datetime:
@@ -163,6 +166,24 @@ def _code_points_sqlite(element: code_points, compiler: SQLCompiler, **kw: Any) 
     return compiler.process(element.clauses, **kw)
 
 
+class unless_key_is_known(SyntaxExtension, ClauseElement):  # read in a statement as SQL's words are
+    """SQL: to an INSERT of a task with a key that the user has used, the task that has it."""
+
+    inherit_cache = True
+
+    def apply_to_insert(self, insert_stmt: Any) -> None:
+        insert_stmt.apply_syntax_extension_point(lambda _existing: [self], "post_values")
+
+
+@compiles(unless_key_is_known)
+def _unless_key_is_known(*_arguments: Any, **_options: Any) -> str:
+    # To change nothing is the one way to have a row returned that was there already.
+    return (
+        "ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL "
+        "DO UPDATE SET idempotency_key = task.idempotency_key"
+    )
+
+
 class User(SQLModel, table=True):
     """A user as Better Auth keeps it, for reading. Its migration makes this table, never ours."""
 
@@ -208,6 +229,14 @@ class Task(SQLModel, table=True):
     updated_at: datetime = Field(
         default_factory=utc_now, sa_column=Column(UTCDateTime, nullable=False)
     )
+    # The key of the request that made it, if that had one, and what tells the request from others:
+    # routes/idempotency.py.
+    idempotency_key: str | None = Field(
+        default=None, sa_column=Column(String(IDEMPOTENCY_KEY_LENGTH))
+    )
+    idempotency_mark: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    # Of a task that was deleted, and is only there for its key: specs/decisions.md, D30.
+    deleted_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
 
 
 TASK_TABLE = Task.__table__  # type: ignore[attr-defined]  # SQLModel makes it
@@ -218,4 +247,23 @@ Index(
     TASK_TABLE.c.user_id,
     TASK_TABLE.c.created_at.desc(),
     TASK_TABLE.c.id.desc(),
+)
+
+# These two hold few rows or none, so that tasks without a key cost them nothing.
+HAS_KEY = TASK_TABLE.c.idempotency_key.is_not(None)
+Index(
+    "ux_task_user_id_idempotency_key",
+    TASK_TABLE.c.user_id,
+    TASK_TABLE.c.idempotency_key,
+    unique=True,
+    postgresql_where=HAS_KEY,
+    sqlite_where=HAS_KEY,
+)
+IS_DELETED = TASK_TABLE.c.deleted_at.is_not(None)
+Index(
+    "ix_task_user_id_created_at_deleted",
+    TASK_TABLE.c.user_id,
+    TASK_TABLE.c.created_at,
+    postgresql_where=IS_DELETED,
+    sqlite_where=IS_DELETED,
 )

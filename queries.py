@@ -1,5 +1,5 @@
 # [Task]: T010 [From]: specs/requirements.md
-"""The six statements: what each endpoint asks of the table `task`.
+"""The statements: what each endpoint asks of the table `task`.
 
 How a statement is run is told in database/execute.py.
 """
@@ -12,9 +12,13 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     ColumnElement,
+    Delete,
+    Insert,
+    LargeBinary,
     ScalarSelect,
     String,
     Text,
+    Update,
     and_,
     asc,
     bindparam,
@@ -34,7 +38,17 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.types import TypeEngine
 
 from db import Statement
-from models import TASK_TABLE, UTCDateTime, advance, code_points, returned_rfc3339, rfc3339
+from models import (
+    HAS_KEY,
+    IS_DELETED,
+    TASK_TABLE,
+    UTCDateTime,
+    advance,
+    code_points,
+    returned_rfc3339,
+    rfc3339,
+    unless_key_is_known,
+)
 from schemas import Order, Sort
 from search import Word, holds
 
@@ -66,9 +80,12 @@ _new_description = bindparam("new_description", type_=String())
 _new_completed = bindparam("new_completed", type_=Boolean())
 
 
+_owner = _task.user_id == bindparam("owner")
+
+
 def _owned(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    """The rows a statement may touch: those of the bind `owner`. The one place that says so."""
-    return and_(_task.user_id == bindparam("owner"), *conditions)
+    """The rows that are tasks of the bind `owner`: what a client may see and change."""
+    return and_(_owner, not_(IS_DELETED), *conditions)
 
 
 _this_task = _owned(_task.id == bindparam("task_id"))
@@ -76,16 +93,25 @@ _this_task = _owned(_task.id == bindparam("task_id"))
 _this_version = _task.updated_at == bindparam("version", type_=UTCDateTime())
 
 
-def _update(values: dict[str, ColumnElement[Any]], *conditions: ColumnElement[bool]) -> Statement:
+class Change(NamedTuple):
+    """What changes a task: whatever its version, or the version of the bind `version` only."""
+
+    of_any: Statement
+    of_version: Statement
+
+
+def _change(statement: Update | Delete, *returned: ColumnElement[Any]) -> Change:
+    return Change(
+        Statement(statement.where(_this_task).returning(*returned)),
+        Statement(statement.where(_this_task, _this_version).returning(*returned)),
+    )
+
+
+def _update(values: dict[str, ColumnElement[Any]]) -> Change:
     """An UPDATE that moves `updated_at` when one of the values is a change, and only then."""
     changed = or_(*(value.is_distinct_from(_task[name]) for name, value in values.items()))
     moved = case((changed, advance(_now, _task.updated_at)), else_=_task.updated_at)
-    return Statement(
-        update(TASK_TABLE)
-        .where(_this_task, *conditions)
-        .values(**values, updated_at=moved)
-        .returning(*_returned)
-    )
+    return _change(update(TASK_TABLE).values(**values, updated_at=moved), *_returned)
 
 
 # A list without a limit of its own is read in parts, so that a long one keeps nobody else waiting.
@@ -123,20 +149,20 @@ _part = _up_to(bindparam("part", LIST_PART, type_=BigInteger()))
 _all = _up_to(literal_column(str(2**63 - 1), BigInteger()))
 
 
-def _key(of: Columns, sort: Sort) -> ColumnElement[Any]:
+def _sort_key(of: Columns, sort: Sort) -> ColumnElement[Any]:
     return code_points(of.title) if sort == "title" else of[sort]
 
 
 def _ordered(of: Columns, sort: Sort, order: Order) -> tuple[ColumnElement[Any], ...]:
     """By what tasks are sorted; where that is equal, by id."""
-    key = _key(of, sort)
+    key = _sort_key(of, sort)
     return (desc(key), desc(of.id)) if order == "desc" else (asc(key), asc(of.id))
 
 
 def _beyond(of: Columns, sort: Sort, order: Order) -> ColumnElement[bool]:
     """What comes after the task whose `task_id` and sort key are bound."""
     place: TypeEngine[Any] = String() if sort == "title" else UTCDateTime()
-    here = tuple_(_key(of, sort), of.id)
+    here = tuple_(_sort_key(of, sort), of.id)
     there = tuple_(bindparam(sort, type_=place), bindparam("task_id", type_=BigInteger()))
     return here < there if order == "desc" else here > there
 
@@ -198,19 +224,41 @@ _new: dict[str, Any] = {
     "created_at": _now,
     "updated_at": _now,
 }
-CREATE = Statement(insert(TASK_TABLE).values(_new).returning(*_returned))
+_key = bindparam("idempotency_key", type_=String())
+_new_with_key: dict[str, Any] = {
+    **_new,
+    "idempotency_key": _key,
+    "idempotency_mark": bindparam("idempotency_mark", type_=LargeBinary()),
+}
 # Counted no further than the limit, in a form in which Citus has the coordinator number the task.
 _limit = bindparam("task_limit", type_=BigInteger())
 _counted = select(literal_column("1").label("one")).where(_owned()).limit(_limit).subquery()
 _room = select(func.count().label("tasks")).select_from(_counted).cte("room")
-CREATE_WITHIN = Statement(
-    insert(TASK_TABLE)
-    .from_select(
-        list(_new),
-        select(*_new.values()).where(_room.c.tasks < _limit),
-    )
-    .returning(*_returned)
-)
+# A request that is repeated adds no task, and so is never one too many.
+_times = select(func.count().label("times")).where(_owner, _task.idempotency_key == _key)
+_is_known = select(_times.cte("known").c.times).scalar_subquery() > 0
+
+
+def _insert(values: dict[str, Any], *conditions: ColumnElement[bool]) -> Insert:
+    if not conditions:
+        return insert(TASK_TABLE).values(values)
+    return insert(TASK_TABLE).from_select(list(values), select(*values.values()).where(*conditions))
+
+
+def _create(*conditions: ColumnElement[bool]) -> Statement:
+    return Statement(_insert(_new, *conditions).returning(*_returned))
+
+
+def _create_once(*conditions: ColumnElement[bool]) -> Statement:
+    """The task that is there for the key is found instead, with the mark that it was made with."""
+    once = _insert(_new_with_key, *conditions).ext(unless_key_is_known())
+    return Statement(once.returning(*_returned, _task.idempotency_mark), repeatable=True)
+
+
+CREATE = _create()
+CREATE_WITHIN = _create(_room.c.tasks < _limit)
+CREATE_ONCE = _create_once()
+CREATE_ONCE_WITHIN = _create_once(or_(_room.c.tasks < _limit, _is_known))
 GET = Statement(select(*_selected).where(_this_task))
 # A NULL title or completed stands for "as it is"; a description may be set to NULL, hence the flag.
 _updated: dict[str, ColumnElement[Any]] = {
@@ -224,8 +272,12 @@ _completed: dict[str, ColumnElement[Any]] = {
     "completed": func.coalesce(_new_completed, not_(_task.completed))
 }
 UPDATE = _update(_updated)
-UPDATE_VERSION = _update(_updated, _this_version)
 COMPLETE = _update(_completed)
-COMPLETE_VERSION = _update(_completed, _this_version)
-DELETE = Statement(delete(TASK_TABLE).where(_this_task).returning(_task.id))
-DELETE_VERSION = Statement(delete(TASK_TABLE).where(_this_task, _this_version).returning(_task.id))
+# A task that was made with a key is kept for it, emptied, until the bind `expired`: D30.
+_expired = _task.created_at < bindparam("expired", type_=UTCDateTime())
+DELETE = _change(delete(TASK_TABLE).where(or_(not_(HAS_KEY), _expired)), _task.id)
+EMPTY = _change(
+    update(TASK_TABLE).values(title="", description=None, completed=False, deleted_at=_now),
+    _task.deleted_at,
+)
+FORGET = Statement(delete(TASK_TABLE).where(_owner, IS_DELETED, _expired).returning(_task.id))

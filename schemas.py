@@ -76,7 +76,7 @@ class TaskCompletion(BaseModel):
     completed: StrictBool
 
 
-class _OrAbsent:
+class OrAbsent:
     """For what is None when it is left out: its JSON schema without null, which can't be sent."""
 
     def __get_pydantic_json_schema__(
@@ -108,12 +108,12 @@ class ListQuery(BaseModel):
     completed: Annotated[
         bool | None,
         BeforeValidator(_true_or_false),
-        _OrAbsent(),
+        OrAbsent(),
         Field(description="Only tasks that are completed, or that are not", examples=[False]),
     ] = None
     search: Annotated[
         Search | None,
-        _OrAbsent(),
+        OrAbsent(),
         Field(
             description=(
                 "Only tasks that have this in their title or description, in capitals or not; "
@@ -129,7 +129,7 @@ class ListQuery(BaseModel):
     limit: Annotated[
         Limit | None,
         BeforeValidator(_plain_decimal),
-        _OrAbsent(),
+        OrAbsent(),
         Field(
             description=(
                 "At most so many. When there are more, `Link` and `X-Next-Cursor` say how to ask "
@@ -140,7 +140,7 @@ class ListQuery(BaseModel):
     ] = None
     cursor: Annotated[
         str | None,
-        _OrAbsent(),
+        OrAbsent(),
         Field(
             description=(
                 "Go on after a page: its `X-Next-Cursor`, with the same filters and order; "

@@ -26,6 +26,8 @@ from settings import Settings, SettingsError
 
 logger = logging.getLogger("tasks.db")
 
+# For changes of tables that are in use: while one waits for its lock, all others wait behind it.
+LOCK_TIMEOUT = "300ms"
 # Any number will do, so long as every process takes the same lock.
 TABLES_LOCK = 7_236_830_419
 # Seconds between two questions whether a database that failed is back, asked on behalf of probes.
@@ -156,8 +158,7 @@ class Database:
         try:
             async with patient.begin() as connection:
                 await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({TABLES_LOCK})")
-                # While a change waits for a lock, all others wait behind it: rather try again.
-                await connection.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
+                await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
                 yield connection
         finally:
             await patient.dispose()

@@ -41,6 +41,7 @@ _REASONS = {
     "3F000": "the user of {setting} may use no schema to keep the table task in",
     "42501": "the user of {setting} lacks a privilege on the table task or its schema",
     "42P01": "there is no table task yet",
+    "42P10": "an index of the table task is still being made",
     "42P05": _POOLER_HINT,
     "53300": "the server is out of connections",
     "53": "the server is out of resources",
@@ -49,7 +50,7 @@ _REASONS = {
     "57": "the server is starting or stopping",
 }
 # These tell of one statement, and nothing of the database.
-_STATEMENT_TOO_LONG = ("55P03", "57014")
+_OF_ONE_STATEMENT = ("42P10", "55P03", "57014")
 # The one foreign key is the owner's: tables.py.
 _FOREIGN_KEY_VIOLATION = "23503"
 
@@ -68,7 +69,7 @@ def database_errors(setting: str = "DATABASE_URL") -> Iterator[None]:
 def service_error(error: BaseException, setting: str) -> ServiceError | None:
     """What a driver's error means to a client; None for a bug of ours.
 
-    DatabaseUnavailable, as StatementTimeout where it is one statement that took too long.
+    DatabaseUnavailable, as StatementTimeout where it is one statement that can't be done in time.
     InvalidToken for a task of a user who is no longer there: the token has outlived its user.
     """
     cause = error.orig if isinstance(error, DBAPIError) else error
@@ -80,8 +81,8 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
         return None
     # The first line: what comes after it is asyncpg's advice.
     said = str(cause).partition("\n")[0]
-    too_long = type(cause) is TimeoutError or state in _STATEMENT_TOO_LONG
-    kind = StatementTimeout if too_long else DatabaseUnavailable
+    of_one = type(cause) is TimeoutError or state in _OF_ONE_STATEMENT
+    kind = StatementTimeout if of_one else DatabaseUnavailable
     return kind(f"{reason.format(setting=setting)} ({type(cause).__name__}: {said})")
 
 

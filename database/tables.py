@@ -7,6 +7,7 @@ What the tables hold is in models.py.
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from sqlalchemy import Connection, column, func, inspect, select, table, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from database.database import TABLES_LOCK, Database
+from database.database import LOCK_TIMEOUT, TABLES_LOCK, Database
 from database.failures import database_errors
+from database.indexes import make_indexes
 from errors import DatabaseUnavailable
 
 logger = logging.getLogger("tasks.tables")
@@ -109,8 +111,7 @@ async def link_owners(database: Database) -> bool:
                 change = await connection.scalar(text(_OWNER_LINK))
                 if change in (None, "linked"):
                     return change is not None
-                # While a change waits for a lock, all others wait behind it: rather try again.
-                await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
+                await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
                 await _change(connection, change)
     logger.info("from now on the deletion of a user in Better Auth deletes the user's tasks")
     await _report_orphans(database)
@@ -160,7 +161,7 @@ class _Tables:
         self.tried = asyncio.Event()
 
     async def keep(self) -> None:
-        while not await self._upgraded():
+        while not await self._done(upgrade_tables):
             pass
         self._database.tables_ready = True
         self._database.works()
@@ -169,20 +170,19 @@ class _Tables:
             # that looking then wakes no suspended one.
             self._database.when_awake.append(self._look_again)
             await self._link_owners()
+            while not await self._done(make_indexes):
+                pass
         self.tried.set()
 
-    async def _upgraded(self) -> bool:
+    async def _done(self, work: Callable[[Database], Awaitable[None]]) -> bool:
+        """Whether it is; if not, after a while in which the reason may have gone."""
         try:
-            await upgrade_tables(self._database)
+            await work(self._database)
         except DatabaseUnavailable:
             wait = START_RETRY_INTERVAL
         except Exception:
             wait = BUG_RETRY_INTERVAL
-            logger.exception(
-                "the tables can't be brought up to date, so that requests get 503: "
-                "tried again in %g s",
-                wait,
-            )
+            logger.exception("the tables can't be brought up to date: tried again in %g s", wait)
         else:
             return True
         self.tried.set()

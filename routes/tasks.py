@@ -6,6 +6,7 @@ Who may call them is decided in middleware/auth.py; what each asks of the databa
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import batched
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -14,7 +15,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic_core import to_json
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db import Database, SessionDep, Statement
+from db import Database, SessionDep
 from errors import (
     AccessDenied,
     BodyTooLarge,
@@ -31,17 +32,19 @@ from middleware.auth import verify_user_access
 from models import utc_now
 from queries import (
     COMPLETE,
-    COMPLETE_VERSION,
     CREATE,
+    CREATE_ONCE,
+    CREATE_ONCE_WITHIN,
     CREATE_WITHIN,
     DELETE,
-    DELETE_VERSION,
+    EMPTY,
+    FORGET,
     GET,
     LIST_PART,
     NEXT_PART,
     PARTS,
     UPDATE,
-    UPDATE_VERSION,
+    Change,
     listing,
 )
 from routes.body import JsonBody, OptionalJsonBody
@@ -55,6 +58,7 @@ from routes.conditional import (
     versions,
 )
 from routes.direct import DirectRoute
+from routes.idempotency import KEY_LIFETIME, IdempotencyKey, first_answer, is_replay, new_mark
 from routes.paging import LIST_HEADERS, next_page, values_after, values_of
 from routes.parts import JSONParts
 from schemas import (
@@ -93,6 +97,15 @@ def _one(row: dict[str, Any] | None) -> Response:
     return Response(to_json(row), media_type="application/json", headers={"ETag": etag(row)})
 
 
+def _created(row: dict[str, Any] | None) -> Response:
+    if row is None:
+        raise TaskLimitReached
+    response = _one(row)
+    response.status_code = 201
+    response.headers["Location"] = f"/api/{quote(row['user_id'], safe='')}/tasks/{row['id']}"
+    return response
+
+
 def _listed(rows: Sequence[dict[str, Any]], headers: dict[str, str]) -> Response:
     body = to_json(rows)
     # Where a page ends is told by its headers, so they are part of what is tagged.
@@ -101,29 +114,27 @@ def _listed(rows: Sequence[dict[str, Any]], headers: dict[str, str]) -> Response
 
 
 async def _change(
-    session: AsyncSession,
-    if_match: str | None,
-    statement: Statement,
-    of_version: Statement,
-    **values: Any,
+    session: AsyncSession, if_match: str | None, *changes: Change, **values: Any
 ) -> dict[str, Any]:
-    """The row that a statement gives; with an If-Match, that of the statement for one version.
+    """The row of the first change that finds the task, in a version that If-Match names.
 
     Raises TaskNotFound or PreconditionFailed.
     """
-    if if_match is None or if_match.strip() == "*":
-        row = await statement.row(session, **values)
-        if row is None:
-            raise TaskNotFound
-        return row
-    for version in versions(if_match, values["task_id"]):
-        row = await of_version.row(session, **values, version=version)
-        if row is not None:
-            return row
-    task = await GET.row(session, owner=values["owner"], task_id=values["task_id"])
-    if task is None:
-        raise TaskNotFound
-    raise PreconditionFailed("If-Match names another version", etag(task))
+    for change in changes:
+        if if_match is None or if_match.strip() == "*":
+            row = await change.of_any.row(session, **values)
+            if row is not None:
+                return row
+            continue
+        for version in versions(if_match, values["task_id"]):
+            row = await change.of_version.row(session, **values, version=version)
+            if row is not None:
+                return row
+    if if_match is not None:
+        task = await GET.row(session, owner=values["owner"], task_id=values["task_id"])
+        if task is not None:
+            raise PreconditionFailed("If-Match names another version", etag(task))
+    raise TaskNotFound
 
 
 @router.get(
@@ -175,9 +186,10 @@ async def create_task(
     body: Annotated[TaskCreate, Depends(create_body)],
     limit: Annotated[int, Depends(tasks_per_user)],
     session: SessionDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Add a task."""
-    values = {
+    """Add a task; with an Idempotency-Key, one for all requests that have it."""
+    values: dict[str, Any] = {
         "owner": user_id,
         "new_title": body.title,
         "new_description": body.description,
@@ -185,14 +197,17 @@ async def create_task(
         "now": utc_now(),
     }
     if limit:
-        row = await CREATE_WITHIN.row(session, **values, task_limit=limit)
-    else:
-        row = await CREATE.row(session, **values)
-    if row is None:
-        raise TaskLimitReached
-    response = _one(row)
-    response.status_code = 201
-    response.headers["Location"] = f"/api/{quote(user_id, safe='')}/tasks/{row['id']}"
+        values["task_limit"] = limit
+    if idempotency_key is None:
+        row = await (CREATE_WITHIN if limit else CREATE).row(session, **values)
+        return _created(row)
+    mark = new_mark(body)
+    values |= {"idempotency_key": idempotency_key, "idempotency_mark": mark}
+    row = await (CREATE_ONCE_WITHIN if limit else CREATE_ONCE).row(session, **values)
+    replayed = row is not None and is_replay(row.pop("idempotency_mark"), mark)
+    response = _created(row and first_answer(row, body))
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
     return response
 
 
@@ -227,7 +242,6 @@ async def update_task(
         session,
         if_match,
         UPDATE,
-        UPDATE_VERSION,
         owner=user_id,
         task_id=task_id,
         new_title=body.get("title"),
@@ -246,7 +260,14 @@ async def delete_task(
     user_id: UserId, task_id: TaskId, session: SessionDep, if_match: IfMatch = None
 ) -> Response:
     """Remove a task for good."""
-    await _change(session, if_match, DELETE, DELETE_VERSION, owner=user_id, task_id=task_id)
+    now = utc_now()
+    expired = now - KEY_LIFETIME
+    values = {"owner": user_id, "task_id": task_id, "now": now, "expired": expired}
+    row = await _change(session, if_match, DELETE, EMPTY, **values)
+    if "deleted_at" in row:
+        # It leaves a row behind, so this is the time to clear away those of earlier days.
+        with suppress(DatabaseUnavailable):
+            await FORGET.rows(session, owner=user_id, expired=expired)
     return Response(status_code=204)
 
 
@@ -268,7 +289,6 @@ async def complete_task(
         session,
         if_match,
         COMPLETE,
-        COMPLETE_VERSION,
         owner=user_id,
         task_id=task_id,
         new_completed=None if body is None else body.completed,

@@ -20,9 +20,13 @@ LISTINGS = {
     for sort, order, goes_on in product(get_args(Sort), get_args(Order), (False, True))
     for filters in chain.from_iterable(combinations(_FILTERS, n) for n in range(3))
 }
+CHANGES = {name: item for name, item in vars(queries).items() if isinstance(item, queries.Change)}
 STATEMENTS = {
-    name: item for name, item in vars(queries).items() if isinstance(item, Statement)
-} | LISTINGS
+    **{name: item for name, item in vars(queries).items() if isinstance(item, Statement)},
+    **{name: change.of_any for name, change in CHANGES.items()},
+    **{f"{name} of a version": change.of_version for name, change in CHANGES.items()},
+    **LISTINGS,
+}
 
 VALUES = {
     "owner": "alice",
@@ -40,6 +44,9 @@ VALUES = {
     "created_at": utc_now(),
     "updated_at": utc_now(),
     "part": 51,
+    "idempotency_key": "a key",
+    "idempotency_mark": bytes(24),
+    "expired": utc_now(),
 }
 
 _POSTGRESQL = make_url("postgresql+asyncpg://").get_dialect()()
@@ -50,8 +57,9 @@ def prepared(statement: Statement, **values: object) -> tuple[str, list[str]]:
     compiled = statement.core.compile(dialect=_POSTGRESQL)
     arguments = []
     for name in compiled.positiontup or ():
-        convert = compiled.binds[name].type.dialect_impl(_POSTGRESQL).bind_processor(_POSTGRESQL)
-        value = (VALUES | values)[name]
+        bind = compiled.binds[name]
+        value = (VALUES | values)[name] if bind.required else bind.value
+        convert = bind.type.dialect_impl(_POSTGRESQL).bind_processor(_POSTGRESQL)
         arguments.append(_literal(convert(value) if convert else value))
     return str(compiled), arguments
 
@@ -59,4 +67,6 @@ def prepared(statement: Statement, **values: object) -> tuple[str, list[str]]:
 def _literal(value: object) -> str:
     if value is None:
         return "NULL"
+    if isinstance(value, bytes):
+        return f"'\\x{value.hex()}'"
     return str(value) if isinstance(value, int) else f"'{value}'"

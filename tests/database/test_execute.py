@@ -28,11 +28,16 @@ from sqlalchemy import event, func, select, text
 from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+import queries
 from database.database import Database, Session, open_database
 from database.pool import pool_of
 from errors import DatabaseUnavailable, StatementTimeout
 from models import TASK_TABLE, Task, utc_now
-from queries import COMPLETE, CREATE, DELETE, GET, LIST
+from queries import CREATE, GET, LIST
+from schemas import TaskPublic
+
+COMPLETE = queries.COMPLETE.of_any
+DELETE = queries.DELETE.of_any
 
 
 class TestStatement:
@@ -49,7 +54,7 @@ class TestStatement:
             "created_at": "2026-01-02T01:04:05.000000Z",
             "updated_at": "2026-01-02T01:04:05.000000Z",
         }
-        assert list(row) == TASK_TABLE.columns.keys()
+        assert list(row) == list(TaskPublic.model_fields)
         assert type(row["completed"]) is bool  # Which SQLite has not.
         assert await LIST.rows(Session(database), owner="alice") == [row]
         assert await GET.row(Session(database), owner="alice", task_id=1) == row
@@ -70,7 +75,9 @@ class TestStatement:
             assert not session.in_transaction()
             assert in_use(database) == 0
             assert await stored(database_url) == ["alone"]
-            assert await DELETE.row(session, owner="alice", task_id=row["id"]) == {"id": row["id"]}
+            assert await DELETE.row(
+                session, owner="alice", expired=utc_now(), task_id=row["id"]
+            ) == {"id": row["id"]}
             assert await stored(database_url) == []
 
     async def test_alone_and_failed_leaves_nothing(
@@ -260,7 +267,9 @@ class TestPostgreSQLFailures:
         async with open_database(quick) as database:
             async with asyncio.timeout(5):
                 with pytest.raises(DatabaseUnavailable, match="TimeoutError"):
-                    await DELETE.row(Session(database), owner="alice", task_id=locked)
+                    await DELETE.row(
+                        Session(database), owner="alice", expired=utc_now(), task_id=locked
+                    )
             await all_returned(database)
             assert len(await LIST.rows(Session(database), owner="alice")) == 1
 
@@ -277,7 +286,9 @@ class TestPostgreSQLFailures:
         self, database: Database, database_url: str, locked: int
     ) -> None:
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        stuck = asyncio.create_task(DELETE.row(Session(database), owner="alice", task_id=locked))
+        stuck = asyncio.create_task(
+            DELETE.row(Session(database), owner="alice", expired=utc_now(), task_id=locked)
+        )
         async with asyncio.timeout(1):
             while await stored(database_url, waiting) == [0]:
                 assert not stuck.done()
@@ -311,7 +322,9 @@ class TestPostgreSQLFailures:
         async with opened(database_url) as database:
             session = Session(database)
             assert await GET.row(session, owner="alice", task_id=2**63 - 1) is None
-            assert await DELETE.row(session, owner="alice", task_id=2**31) is None
+            assert (
+                await DELETE.row(session, owner="alice", expired=utc_now(), task_id=2**31) is None
+            )
 
 
 @pytest.fixture
@@ -467,7 +480,9 @@ class TestLateStatement:
             asked = questions(database)
             caplog.clear()
             with pytest.raises(StatementTimeout):
-                await DELETE.row(Session(database), owner="alice", task_id=locked)
+                await DELETE.row(
+                    Session(database), owner="alice", expired=utc_now(), task_id=locked
+                )
             await until(nobody_works(database))
             assert database.seen_working
             assert caplog.records == []
@@ -481,7 +496,9 @@ class TestLateStatement:
         async with opened(database_url, database_statement_timeout=0.2) as database:
             asked = questions(database)
             with pytest.raises(StatementTimeout):
-                await DELETE.row(Session(database), owner="alice", task_id=locked)
+                await DELETE.row(
+                    Session(database), owner="alice", expired=utc_now(), task_id=locked
+                )
             await LIST.rows(Session(database), owner="alice")
             assert await database.serves()
             assert asked == []

@@ -25,7 +25,7 @@ middleware/errors.py.
 import logging
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exception_handlers import http_exception_handler
@@ -34,6 +34,8 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from openapi import Responses, headers
 
 logger = logging.getLogger("tasks.errors")
 
@@ -47,6 +49,8 @@ class ServiceError(HTTPException):
     status_code: int
     detail: str
     headers: Mapping[str, str] | None = None
+    # Of the OpenAPI document: those that it is always sent with.
+    header_names: ClassVar[tuple[str, ...]] = ()
     log_level: ClassVar[int] = logging.INFO
 
     def __init__(self, reason: str = "") -> None:
@@ -75,6 +79,7 @@ class MissingToken(ServiceError):
     status_code = 401
     detail = "Missing authorization token"
     headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
+    header_names = ("WWW-Authenticate",)
 
 
 class InvalidToken(ServiceError):
@@ -83,6 +88,7 @@ class InvalidToken(ServiceError):
     status_code = 401
     detail = "Invalid token"
     headers = _challenge("Invalid token")
+    header_names = ("WWW-Authenticate",)
 
 
 class ExpiredToken(InvalidToken):
@@ -126,6 +132,7 @@ class PreconditionFailed(ServiceError):
 
     status_code = 412
     detail = "Task has changed"
+    header_names = ("ETag",)
 
     def __init__(self, reason: str = "", etag: str | None = None) -> None:
         super().__init__(reason)
@@ -153,6 +160,7 @@ class Unavailable(ServiceError):
     status_code = 503
     detail = "Service temporarily unavailable"
     headers = MappingProxyType({"Retry-After": "1"})
+    header_names = ("Retry-After",)
     # Whoever raises it logs when the outage begins and ends: logs.Outage.
     log_level = logging.DEBUG
 
@@ -177,10 +185,42 @@ class ErrorBody(BaseModel):
     detail: str
 
 
-def error_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+class InvalidItem(BaseModel):
+    """One thing that is wrong with the input: what, where and why. It echoes nothing."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+class InvalidInput(BaseModel):
+    """What a client gets with a 422."""
+
+    detail: list[InvalidItem]
+
+
+class InternalErrorBody(BaseModel):
+    """What a client gets with a 500: middleware/errors.py."""
+
+    detail: str
+    request_id: str
+
+
+# Those that every endpoint with input may give.
+COMMON_RESPONSES: Responses = {
+    422: {"model": InvalidInput, "description": "Input that is not valid"},
+    500: {"model": InternalErrorBody, "description": "A bug, in the log with the request's id"},
+}
+
+
+def error_responses(*errors: type[ServiceError]) -> Responses:
     """The OpenAPI `responses` of an endpoint that may raise these."""
     return {
-        error.status_code: {"model": ErrorBody, "description": error.detail}
+        error.status_code: {
+            "model": ErrorBody,
+            "description": error.detail,
+            "headers": headers(*error.header_names),
+        }
         for error in sorted(errors, key=lambda error: error.status_code)
     }
 

@@ -39,10 +39,18 @@ _PLAIN_DECIMAL = re.compile(r"0|-?[1-9][0-9]*")
 
 Title = Annotated[
     str,
-    StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=TITLE_LENGTH),
+    StringConstraints(
+        strict=True,
+        strip_whitespace=True,
+        min_length=1,
+        max_length=TITLE_LENGTH,
+        # No NUL, which PostgreSQL can't keep, and not white space alone.
+        pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
+    ),
 ]
-Description = Annotated[str, StringConstraints(strict=True, max_length=DESCRIPTION_LENGTH)]
-
+Description = Annotated[
+    str, StringConstraints(strict=True, max_length=DESCRIPTION_LENGTH, pattern=r"^[^\u0000]*$")
+]
 
 Search = Annotated[
     str,
@@ -61,6 +69,10 @@ class TaskCreate(BaseModel):
     description: Description | None = None
     completed: StrictBool = False
 
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"title": "Buy milk", "description": "2 litres"}}
+    )
+
 
 class TaskUpdate(TypedDict, total=False):
     """What to change; an absent member stays as it is, `"description": null` clears it."""
@@ -74,6 +86,8 @@ class TaskCompletion(BaseModel):
     """The state to set, whatever it was."""
 
     completed: StrictBool
+
+    model_config = ConfigDict(json_schema_extra={"example": {"completed": True}})
 
 
 class OrAbsent:
@@ -165,7 +179,7 @@ class ListQuery(BaseModel):
 class TaskPublic(BaseModel):
     """A task as every endpoint returns it."""
 
-    id: Annotated[int, Field(ge=1, le=MAX_TASK_ID)]
+    id: Annotated[int, Field(ge=1, lt=MAX_TASK_ID + 1)]
     user_id: str
     title: str
     description: str | None
@@ -211,4 +225,5 @@ UserId = Annotated[
     BeforeValidator(decode_user_id),
     AfterValidator(_user_id),
 ]
-TaskId = Annotated[int, Path(ge=1, le=MAX_TASK_ID), BeforeValidator(_task_id)]
+# The document's bounds are floating-point numbers, which hold 2^63, but not one less.
+TaskId = Annotated[int, Path(ge=1, lt=MAX_TASK_ID + 1), BeforeValidator(_task_id)]

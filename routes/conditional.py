@@ -11,8 +11,12 @@ from typing import Annotated, Any
 
 from fastapi import Header, Response
 
+from openapi import Responses, headers
+from schemas import OrAbsent
+
 IfMatch = Annotated[
     str | None,
+    OrAbsent(),
     Header(
         alias="If-Match",
         description="Do it only if the task still has this `ETag`, or one of several; else 412.",
@@ -21,6 +25,7 @@ IfMatch = Annotated[
 ]
 IfNoneMatch = Annotated[
     str | None,
+    OrAbsent(),
     Header(
         alias="If-None-Match",
         description="Send it only if it has another `ETag` by now; else 304.",
@@ -29,8 +34,11 @@ IfNoneMatch = Annotated[
 ]
 
 # Of the OpenAPI document.
-NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
-    304: {"description": "It has the `ETag` that If-None-Match names"}
+NOT_MODIFIED: Responses = {
+    304: {
+        "description": "It has the `ETag` that If-None-Match names",
+        "headers": headers("ETag"),
+    }
 }
 
 # Headers of a 304: what may have changed though the content has not.

@@ -5,9 +5,12 @@ from fastapi import APIRouter, Request, Response
 
 from db import Database
 from errors import DatabaseUnavailable, error_responses
+from openapi import operation_id
 from routes.direct import DirectRoute
 
-router = APIRouter(route_class=DirectRoute, tags=["health"])
+router = APIRouter(
+    route_class=DirectRoute, tags=["health"], generate_unique_id_function=operation_id
+)
 
 _OK = b'{"status":"ok"}'
 _READY = b'{"status":"ready"}'

@@ -19,29 +19,6 @@ from errors import InvalidCursor
 from schemas import MAX_TASK_ID, ListQuery, Sort
 from settings import get_settings
 
-# Of the OpenAPI document.
-LIST_HEADERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "headers": {
-            "ETag": {
-                "description": "A weak tag of the answer, for If-None-Match",
-                "schema": {"type": "string"},
-                "example": 'W/"0123456789abcdef0123456789abcdef"',
-            },
-            "Link": {
-                "description": "With `limit`, where there is more: the next page",
-                "schema": {"type": "string"},
-                "example": '</api/alice/tasks?limit=50&cursor=dGhlcmU>; rel="next"',
-            },
-            "X-Next-Cursor": {
-                "description": "With `limit`, where there is more: the next page's `cursor`",
-                "schema": {"type": "string"},
-                "example": "dGhlcmU",
-            },
-        }
-    }
-}
-
 _SIGNATURE_BYTES = 12
 # A place in a list: what it is sorted by there, and the id of the task.
 _PLACE: TypeAdapter[tuple[str, int]] = TypeAdapter(

@@ -17,7 +17,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from db import Database, SessionDep
 from errors import (
+    COMMON_RESPONSES,
     AccessDenied,
+    BodyTimeout,
     BodyTooLarge,
     DatabaseUnavailable,
     InvalidCursor,
@@ -30,6 +32,7 @@ from errors import (
 )
 from middleware.auth import verify_user_access
 from models import utc_now
+from openapi import operation_id, with_headers
 from queries import (
     COMPLETE,
     CREATE,
@@ -59,7 +62,7 @@ from routes.conditional import (
 )
 from routes.direct import DirectRoute
 from routes.idempotency import KEY_LIFETIME, IdempotencyKey, first_answer, is_replay, new_mark
-from routes.paging import LIST_HEADERS, next_page, values_after, values_of
+from routes.paging import next_page, values_after, values_of
 from routes.parts import JSONParts
 from schemas import (
     ListQuery,
@@ -77,8 +80,12 @@ router = APIRouter(
     route_class=DirectRoute,
     tags=["tasks"],
     dependencies=[Depends(verify_user_access)],
-    responses=error_responses(InvalidToken, AccessDenied, DatabaseUnavailable),
+    responses=error_responses(InvalidToken, AccessDenied, DatabaseUnavailable) | COMMON_RESPONSES,
+    generate_unique_id_function=operation_id,
 )
+
+# What a request with a body may meet.
+_OF_A_BODY = (BodyTimeout, BodyTooLarge, UnsupportedMediaType)
 
 create_body = JsonBody(TaskCreate)
 update_body = JsonBody(TaskUpdate)
@@ -140,7 +147,9 @@ async def _change(
 @router.get(
     "",
     response_model=list[TaskPublic],
-    responses=error_responses(InvalidCursor) | LIST_HEADERS | NOT_MODIFIED,
+    responses=error_responses(InvalidCursor)
+    | with_headers(200, "ETag", "Link", "X-Next-Cursor")
+    | NOT_MODIFIED,
 )
 async def list_tasks(
     request: Request,
@@ -178,7 +187,8 @@ async def list_tasks(
     "",
     status_code=201,
     response_model=TaskPublic,
-    responses=error_responses(TaskLimitReached, BodyTooLarge, UnsupportedMediaType),
+    responses=error_responses(TaskLimitReached, *_OF_A_BODY)
+    | with_headers(201, "ETag", "Location", "Idempotency-Replayed"),
     openapi_extra=create_body.openapi(),
 )
 async def create_task(
@@ -214,7 +224,7 @@ async def create_task(
 @router.get(
     "/{task_id}",
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound) | NOT_MODIFIED,
+    responses=error_responses(TaskNotFound) | with_headers(200, "ETag") | NOT_MODIFIED,
 )
 async def get_task(
     user_id: UserId, task_id: TaskId, session: SessionDep, if_none_match: IfNoneMatch = None
@@ -227,7 +237,8 @@ async def get_task(
 @router.put(
     "/{task_id}",
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound, PreconditionFailed, BodyTooLarge, UnsupportedMediaType),
+    responses=error_responses(TaskNotFound, PreconditionFailed, *_OF_A_BODY)
+    | with_headers(200, "ETag"),
     openapi_extra=update_body.openapi(),
 )
 async def update_task(
@@ -274,7 +285,8 @@ async def delete_task(
 @router.patch(
     "/{task_id}/complete",
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound, PreconditionFailed, BodyTooLarge, UnsupportedMediaType),
+    responses=error_responses(TaskNotFound, PreconditionFailed, *_OF_A_BODY)
+    | with_headers(200, "ETag"),
     openapi_extra=completion_body.openapi(required=False),
 )
 async def complete_task(

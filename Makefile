@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help run token migrate test faults distributed soak e2e bench bench-growth
+.PHONY: help run token migrate test faults distributed soak e2e fuzz client bench bench-growth
 .PHONY: bench-biglist bench-distributed check format clean
 
 help: ## list these commands
@@ -59,6 +59,9 @@ e2e: $(BIN)/.ready ## test with a real Better Auth in a real browser; installs C
 	tests/e2e/install.sh
 	$(UV) run --locked --group e2e pytest tests/e2e
 
+fuzz: $(BIN)/.ready ## throw some 20,000 requests at it that schemathesis makes of the OpenAPI document
+	$(UV) run --locked --group fuzz pytest --timeout=1200 tests/fuzz
+
 bench: $(BIN)/.ready ## measure it beside three other ways to build it, ten minutes (QUICK=1: one)
 	@benchmarks/install.sh
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
@@ -72,6 +75,9 @@ bench-biglist: $(BIN)/.ready ## measure what a user with 100,000 tasks does to o
 bench-distributed: $(BIN)/.ready ## measure what a statement costs on Citus, beside PostgreSQL alone
 	tests/distributed/install.sh
 	@$(BIN)/python -m benchmarks.distributed
+
+client: $(BIN)/.ready ## write specs/openapi.json, and the TypeScript types that are made from it
+	scripts/client.sh
 
 migrate: $(BIN)/.ready ## bring the tables of DATABASE_URL up to date (the service does at its start, too)
 	$(BIN)/alembic upgrade head

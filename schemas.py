@@ -77,6 +77,10 @@ class TaskCreate(BaseModel):
 class TaskUpdate(TypedDict, total=False):
     """What to change; an absent member stays as it is, `"description": null` clears it."""
 
+    __pydantic_config__ = ConfigDict(  # type: ignore[misc]  # where pydantic looks for it
+        json_schema_extra={"example": {"title": "Buy oat milk", "description": None}}
+    )
+
     title: Title
     description: Description | None
     completed: StrictBool
@@ -226,4 +230,8 @@ UserId = Annotated[
     AfterValidator(_user_id),
 ]
 # The document's bounds are floating-point numbers, which hold 2^63, but not one less.
-TaskId = Annotated[int, Path(ge=1, lt=MAX_TASK_ID + 1), BeforeValidator(_task_id)]
+TaskId = Annotated[
+    int,
+    Path(description="The task's `id`", ge=1, lt=MAX_TASK_ID + 1),
+    BeforeValidator(_task_id),
+]

@@ -1,11 +1,12 @@
 # [Task]: T014 [From]: specs/requirements.md
-"""What `make run` and `make token` do: a `.env` to start with, tokens for development, the service.
+"""What `make run`, `make token` and `make client` do: a `.env`, tokens, the service, its document.
 
 A development tool: it holds the signing secret. No endpoint ever makes a token.
 """
 
 import argparse
 import contextlib
+import json
 import secrets
 import socket
 import sys
@@ -61,6 +62,13 @@ def first_steps(host: str, port: int) -> str:
     )
 
 
+def openapi_document() -> str:
+    """The OpenAPI document, as specs/openapi.json has it."""
+    from main import app
+
+    return json.dumps(app.openapi(), indent=2, ensure_ascii=False)
+
+
 class DevelopmentServer(uvicorn.Server):
     """uvicorn, which says what to do next once it serves."""
 
@@ -76,6 +84,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("env", help="write .env with a fresh secret")
     commands.add_parser("token", help="print a token").add_argument("user")
+    commands.add_parser("openapi", help="print the OpenAPI document")
     run = commands.add_parser("run", help="start the service")
     run.add_argument("--host", default="127.0.0.1")
     run.add_argument("--port", type=int, default=8000)
@@ -87,6 +96,8 @@ def main() -> int:
                 print("Wrote .env with a fresh secret.", file=sys.stderr)
             case "token":
                 print(make_token(arguments.user))
+            case "openapi":
+                print(openapi_document())
             case "run":
                 config = uvicorn.Config("main:app", host=arguments.host, port=arguments.port)
                 server = DevelopmentServer(config)

@@ -21,6 +21,7 @@ from logs import service_logs, take_over_uvicorns_lines
 from middleware.access import access_log
 from middleware.stack import TaskAPI
 from routes import health, tasks
+from routes.limits import TaskLimit
 from server import send_whole_responses, stop_in_order
 from settings import get_settings
 from tokens.verify import open_verifier
@@ -37,13 +38,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         ):
             app.state.token_verifier = token_verifier
             app.state.database = database
+            app.state.task_limit = TaskLimit(database)
             await keep_tables(database)
             send_whole_responses()
             try:
                 yield
             finally:
                 stop_in_order()
-                del app.state.database, app.state.token_verifier
+                del app.state.task_limit, app.state.database, app.state.token_verifier
 
 
 app = TaskAPI(

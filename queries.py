@@ -233,7 +233,8 @@ _new_with_key: dict[str, Any] = {
 # Counted no further than the limit, in a form in which Citus has the coordinator number the task.
 _limit = bindparam("task_limit", type_=BigInteger())
 _counted = select(literal_column("1").label("one")).where(_owned()).limit(_limit).subquery()
-_room = select(func.count().label("tasks")).select_from(_counted).cte("room")
+_tasks = select(func.count().label("tasks")).select_from(_counted)
+_room = _tasks.cte("room")
 # A request that is repeated adds no task, and so is never one too many.
 _times = select(func.count().label("times")).where(_owner, _task.idempotency_key == _key)
 _is_known = select(_times.cte("known").c.times).scalar_subquery() > 0
@@ -255,6 +256,7 @@ def _create_once(*conditions: ColumnElement[bool]) -> Statement:
     return Statement(once.returning(*_returned, _task.idempotency_mark), repeatable=True)
 
 
+COUNT = Statement(_tasks)
 CREATE = _create()
 CREATE_WITHIN = _create(_room.c.tasks < _limit)
 CREATE_ONCE = _create_once()

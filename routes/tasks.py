@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic_core import to_json
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db import Database, SessionDep
+from db import SessionDep
 from errors import (
     COMMON_RESPONSES,
     AccessDenied,
@@ -62,6 +62,7 @@ from routes.conditional import (
 )
 from routes.direct import DirectRoute
 from routes.idempotency import KEY_LIFETIME, IdempotencyKey, first_answer, is_replay, new_mark
+from routes.limits import TaskLimit, task_limit
 from routes.paging import next_page, values_after, values_of
 from routes.parts import JSONParts
 from schemas import (
@@ -73,7 +74,6 @@ from schemas import (
     TaskUpdate,
     UserId,
 )
-from settings import get_settings
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
@@ -90,12 +90,6 @@ _OF_A_BODY = (BodyTimeout, BodyTooLarge, UnsupportedMediaType)
 create_body = JsonBody(TaskCreate)
 update_body = JsonBody(TaskUpdate)
 completion_body = OptionalJsonBody(TaskCompletion)
-
-
-async def tasks_per_user(request: Request) -> int:
-    """How many tasks one user may have, 0 for any number: the setting."""
-    database: Database | None = getattr(request.app.state, "database", None)
-    return (database.settings if database else get_settings()).tasks_per_user
 
 
 def _one(row: dict[str, Any] | None) -> Response:
@@ -194,7 +188,7 @@ async def list_tasks(
 async def create_task(
     user_id: UserId,
     body: Annotated[TaskCreate, Depends(create_body)],
-    limit: Annotated[int, Depends(tasks_per_user)],
+    limit: Annotated[TaskLimit, Depends(task_limit)],
     session: SessionDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -206,14 +200,15 @@ async def create_task(
         "new_completed": body.completed,
         "now": utc_now(),
     }
-    if limit:
-        values["task_limit"] = limit
+    counted = limit.must_count(user_id)
+    if counted:
+        values["task_limit"] = limit.tasks
     if idempotency_key is None:
-        row = await (CREATE_WITHIN if limit else CREATE).row(session, **values)
+        row = await (CREATE_WITHIN if counted else CREATE).row(session, **values)
         return _created(row)
     mark = new_mark(body)
     values |= {"idempotency_key": idempotency_key, "idempotency_mark": mark}
-    row = await (CREATE_ONCE_WITHIN if limit else CREATE_ONCE).row(session, **values)
+    row = await (CREATE_ONCE_WITHIN if counted else CREATE_ONCE).row(session, **values)
     replayed = row is not None and is_replay(row.pop("idempotency_mark"), mark)
     response = _created(row and first_answer(row, body))
     if replayed:

@@ -406,6 +406,9 @@ class TestStatements:
         next_ones = {"created_at": instant, "updated_at": instant, "title": title, "search": "bob"}
         values = VALUES | next_ones | {"completed": False, "task_id": bobs.id, "task_limit": 1}
         rows = await STATEMENTS[name].rows(session, **values)
+        if name == "COUNT":
+            assert rows == [{"tasks": 0}]
+            return
         assert [row["user_id"] for row in rows] == (["alice"] if "CREATE" in name else [])
         await session.refresh(bobs)
         assert bobs.model_dump() == kept

@@ -123,7 +123,7 @@ class TestSessions:
 
     def test_print_what_they_say(self, tmp_path: Path, document: str) -> None:
         steps = self.steps(document)
-        assert len(steps) >= 9
+        assert len(steps) >= 8
         with serving(tmp_path) as service:
             script = "\n".join(f"{command}\necho; echo ---" for command, _ in steps)
             script = script.replace("localhost:8000", f"127.0.0.1:{service.port}")

@@ -238,8 +238,8 @@ _LITERAL = re.compile(r"'(?:[^']|'')*'")
 
 # What a plan may consist of: nothing that reads a table as a whole, or puts rows in order.
 _GOOD_NODES = {"Index Scan", "Index Only Scan", "Limit", "Insert", "Update", "Delete", "Result"}
-# A count of a user's own tasks.
-_GOOD_NODES |= {"Aggregate", "Subquery Scan"}
+# A count of a user's own tasks, in whatever order: out of order, a list would have a sort as well.
+_GOOD_NODES |= {"Aggregate", "Subquery Scan", "Bitmap Heap Scan", "Bitmap Index Scan"}
 
 
 class Plan(NamedTuple):
@@ -259,11 +259,21 @@ class Plan(NamedTuple):
         return faults
 
 
-def plans(server: PostgreSQL, table: Table, folder: Path) -> list[Plan]:
-    """Of every kind of request, with the parameters' values and without, as a prepared one may be.
+class Sent(NamedTuple):
+    """A statement as the server was sent it for a request, and its parameters as SQL."""
 
-    The statements are those that the server was sent, as its log tells, however they were made.
-    """
+    request: str
+    sql: str
+    parameters: list[str]
+
+
+def plans(server: PostgreSQL, table: Table, folder: Path) -> list[Plan]:
+    """Of each kind of request, with and without the parameters' values, as if prepared."""
+    return explain(table, statements_sent(server, table, folder))
+
+
+def statements_sent(server: PostgreSQL, table: Table, folder: Path) -> list[Sent]:
+    """One for each kind of request, however they were made: the server's log tells."""
     used, explained = table.place(0), table.place(1)
     with serving(folder, DATABASE_URL=f"{table.url}?options=-c%20log_statement%3Dall") as service:
         since = len(server.log())
@@ -277,9 +287,16 @@ def plans(server: PostgreSQL, table: Table, folder: Path) -> list[Plan]:
     # The task of those requests has been deleted.
     other = {f"'{used.user}'": f"'{explained.user}'", f"'{used.task_id}'": f"'{explained.task_id}'"}
     return [
-        Plan(name, mode, asyncio.run(_explain(table.url, mode, sql, parameters)))
+        Sent(name, sql, [other.get(value, value) for value in _PARAMETER.findall(logged)])
         for name, (sql, logged) in zip(REQUESTS, executions, strict=True)
-        for parameters in [[other.get(value, value) for value in _PARAMETER.findall(logged)]]
+    ]
+
+
+def explain(table: Table, statements: Sequence[Sent]) -> list[Plan]:
+    """Each in both modes."""
+    return [
+        Plan(sent.request, mode, asyncio.run(_explain(table.url, mode, sent.sql, sent.parameters)))
+        for sent in statements
         for mode in PLAN_MODES
     ]
 

@@ -55,10 +55,11 @@ _POSTGRESQL = make_url("postgresql+asyncpg://").get_dialect()()
 def prepared(statement: Statement, **values: object) -> tuple[str, list[str]]:
     """It as PostgreSQL's PREPARE takes it, and its arguments as EXECUTE does."""
     compiled = statement.core.compile(dialect=_POSTGRESQL)
+    given = VALUES | values
     arguments = []
     for name in compiled.positiontup or ():
         bind = compiled.binds[name]
-        value = (VALUES | values)[name] if bind.required else bind.value
+        value = given.get(name, bind.value)
         convert = bind.type.dialect_impl(_POSTGRESQL).bind_processor(_POSTGRESQL)
         arguments.append(_literal(convert(value) if convert else value))
     return str(compiled), arguments

@@ -9,10 +9,10 @@ from databases import execute, new, opened, stored
 from support import Caller, assert_error
 
 from database.database import Session
-from database.indexes import make_indexes
+from database.indexes import INDEXES_LOCK, make_indexes
 from errors import DatabaseUnavailable, StatementTimeout
 from models import TASK_TABLE
-from queries import CREATE
+from queries import CREATE, CREATE_ONCE
 
 UNIQUE = "ux_task_user_id_idempotency_key"
 DROP = f"DROP INDEX IF EXISTS {UNIQUE}, ix_task_user_id_created_at_deleted"
@@ -24,6 +24,19 @@ VALID = """
 SPOIL = """
     UPDATE pg_index SET indisvalid = false
     WHERE indexrelid = 'ux_task_user_id_idempotency_key'::regclass
+"""
+PARTITION = """
+    ALTER TABLE task RENAME TO task_old;
+    CREATE TABLE task (
+        LIKE task_old INCLUDING DEFAULTS INCLUDING IDENTITY,
+        CONSTRAINT partitioned_pkey PRIMARY KEY (user_id, id)
+    ) PARTITION BY HASH (user_id);
+    CREATE TABLE task_0 PARTITION OF task FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE task_1 PARTITION OF task FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    DROP TABLE task_old;
+"""
+COUNT_PARTS = """
+    SELECT count(*) FROM pg_index JOIN pg_inherits ON inhrelid = indexrelid WHERE indisvalid
 """
 ALL = {index.name for index in TASK_TABLE.indexes}
 
@@ -86,6 +99,53 @@ class TestMakeIndexes:
             await other.close()
             await make_indexes(database)
         assert set(await stored(database_url, VALID)) == ALL
+
+    async def test_waits_for_another_process_without_asking_for_a_lock(
+        self, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks = 0
+
+        async def look(_seconds: float) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 3:
+                await transaction.rollback()
+
+        async with opened(database_url) as database:
+            await execute(database_url, DROP)
+            other = await asyncpg.connect(database_url)
+            transaction = other.transaction()
+            await transaction.start()
+            await other.execute("SELECT pg_advisory_xact_lock($1)", INDEXES_LOCK)
+            monkeypatch.setattr("database.indexes.asyncio.sleep", look)
+            await make_indexes(database)
+            await other.close()
+        assert looks == 3
+        assert set(await stored(database_url, VALID)) == ALL
+
+    @pytest.mark.parametrize("half_made", ["SELECT 1", "CREATE INDEX {index}_1 ON task_1 (title)"])
+    async def test_makes_those_of_a_partitioned_table(
+        self, database_url: str, half_made: str
+    ) -> None:
+        async with opened(database_url) as database:
+            await execute(database_url, PARTITION)
+            await execute(database_url, half_made.format(index=UNIQUE))
+            await CREATE.row(Session(database), **new("kept"))
+            await make_indexes(database)
+            assert set(await stored(database_url, VALID)) == ALL
+            once = [
+                await CREATE_ONCE.row(
+                    Session(database),
+                    **new("once"),
+                    idempotency_key="key",
+                    idempotency_mark=b"mark",
+                )
+                for _ in range(2)
+            ]
+        assert once[0] == once[1]
+        indexes = await stored(database_url, COUNT_PARTS)
+        # The primary key's as well, in each of the two.
+        assert indexes == [2 * (len(ALL) + 1)]
 
     async def test_may_be_the_work_of_several_at_once(self, database_url: str) -> None:
         async def until_made() -> None:

@@ -16,6 +16,7 @@ from postgresql import PostgreSQL
 from service import Service, serving
 from support import SECRET, Caller, sign
 
+from database.database import TABLES_LOCK
 from faults.proxy import Proxy, proxying
 from faults.stage import (
     AT_ONCE,
@@ -587,8 +588,7 @@ async def started_together(count: int, folder: Path, url: str) -> AsyncIterator[
 
     try:
         async with connected(url) as connection, connection.transaction():
-            # Whoever comes first waits with its table for the others.
-            await connection.execute("LOCK TABLE pg_class IN SHARE MODE")
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", TABLES_LOCK)
             await eventually(all_wait)
         for service in services:
             await asyncio.to_thread(service.wait_for_health)

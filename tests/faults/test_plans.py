@@ -6,8 +6,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import asyncpg
 import pytest
+from databases import execute
 from postgresql import PostgreSQL
 from statements import LISTINGS, prepared
 
@@ -18,7 +18,9 @@ from benchmarks.growth import (
     Plan,
     Table,
     create_table,
+    explain,
     plans,
+    statements_sent,
 )
 from faults.stage import connected
 
@@ -57,14 +59,10 @@ def test_statement_is_an_index_scan(
 def test_missing_index_is_noticed(server: PostgreSQL, folder: Path) -> None:
     # Small enough for one process to read.
     table = create_table(server, folder, ROWS // 10)
-
-    async def drop_index() -> None:
-        connection = await asyncpg.connect(table.url)
-        await connection.execute("DROP INDEX ix_task_user_id_created_at_id")
-        await connection.close()
-
-    asyncio.run(drop_index())
-    listing, *_ = plans(server, table, folder)
+    sent = statements_sent(server, table, folder)
+    # Once no service is there, which would make it anew at its start.
+    asyncio.run(execute(table.url, "DROP INDEX ix_task_user_id_created_at_id"))
+    listing, *_ = explain(table, sent)
     assert {"Sort", "Seq Scan"} <= set(listing.faults()), listing.text
 
 

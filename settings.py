@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     # The secret shared with the frontend, taken literally as UTF-8; at least 32 bytes.
     # Required unless better_auth_url is set.
     better_auth_secret: SecretStr | None = None
+    # The secret before, which is accepted too while the frontend and the service change theirs.
+    better_auth_secret_previous: SecretStr | None = None
     # The Better Auth server's URL, for tokens of its jwt() plugin; its origin is their iss and aud.
     better_auth_url: str | None = None
     # In place of what follows from better_auth_url.
@@ -95,7 +97,12 @@ class Settings(BaseSettings):
     def _in_lower_case(cls, value: object) -> object:
         return (value.strip().lower() or None) if isinstance(value, str) else value
 
-    @field_validator("better_auth_secret")
+    @field_validator("better_auth_secret_previous", mode="before")
+    @classmethod
+    def _none_if_blank(cls, secret: object) -> object:
+        return secret or None
+
+    @field_validator("better_auth_secret", "better_auth_secret_previous")
     @classmethod
     def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is None:
@@ -126,6 +133,21 @@ class Settings(BaseSettings):
         return url.rstrip("/")
 
     @model_validator(mode="after")
+    def _previous_secret_is_another(self) -> Self:
+        if self.better_auth_secret_previous is not None:
+            if self.better_auth_secret is None:
+                raise ValueError(
+                    "BETTER_AUTH_SECRET_PREVIOUS is set, and BETTER_AUTH_SECRET is not: put the "
+                    "secret of today there"
+                )
+            if self.better_auth_secret_previous == self.better_auth_secret:
+                raise ValueError(
+                    "BETTER_AUTH_SECRET_PREVIOUS is the same as BETTER_AUTH_SECRET: put the new "
+                    "secret there, or remove the line"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _some_token_is_acceptable(self) -> Self:
         if self.better_auth_secret is None and self.better_auth_url is None:
             raise ValueError(
@@ -133,6 +155,12 @@ class Settings(BaseSettings):
                 "of the frontend (see .env.example), or set BETTER_AUTH_URL"
             )
         return self
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """Those that are accepted, the one of today first."""
+        both = (self.better_auth_secret, self.better_auth_secret_previous)
+        return tuple(secret.get_secret_value().encode() for secret in both if secret)
 
     @property
     def jwks_url(self) -> str:

@@ -44,7 +44,8 @@ def values_of(query: ListQuery, user_id: str) -> dict[str, Any]:
         decoded = b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
         key, task_id = _PLACE.validate_json(decoded[_SIGNATURE_BYTES:])
         # Made anew and compared as a whole, so that no other spelling of it will do.
-        if compare_digest(cursor, _cursor(key, task_id, query, user_id)):
+        made = (_cursor(key, task_id, query, user_id, secret) for secret in _signing_keys())
+        if any(compare_digest(cursor, one) for one in made):
             return values_after(key, task_id, query.sort)
     except (ValueError, OverflowError):
         pass  # As good as any other that is not ours.
@@ -55,25 +56,24 @@ def next_page(
     request: Request, query: ListQuery, user_id: str, last: dict[str, Any]
 ) -> dict[str, str]:
     """The headers of a page that is not the last one, and ends with this task."""
-    cursor = _cursor(last[query.sort], last["id"], query, user_id)
+    cursor = _cursor(last[query.sort], last["id"], query, user_id, _signing_keys()[0])
     path = f"{request.scope.get('root_path', '')}/api/{quote(user_id, safe='')}/tasks"
     parameters = urlencode({**request.query_params, "cursor": cursor}, quote_via=quote)
     return {"Link": f'<{path}?{parameters}>; rel="next"', "X-Next-Cursor": cursor}
 
 
-def _cursor(key: str, task_id: int, query: ListQuery, user_id: str) -> str:
+def _cursor(key: str, task_id: int, query: ListQuery, user_id: str, signing_key: bytes) -> str:
     place = to_json([key, task_id])
     bound_to = [user_id, query.completed, query.search, query.sort, query.order]
     signature = blake2b(
         to_json(bound_to) + place,
-        key=_signing_key(),
+        key=signing_key,
         digest_size=_SIGNATURE_BYTES,
         person=b"tasks.cursor",
     )
     return urlsafe_b64encode(signature.digest() + place).decode().rstrip("=")
 
 
-def _signing_key() -> bytes:
-    """The same in all processes of a service. Empty where they share no secret."""
-    secret = get_settings().better_auth_secret
-    return blake2b(secret.get_secret_value().encode()).digest() if secret else b""
+def _signing_keys() -> list[bytes]:
+    """Of each secret, and thus the same in all processes. Empty where they share no secret."""
+    return [blake2b(secret).digest() for secret in get_settings().secrets] or [b""]

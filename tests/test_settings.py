@@ -21,6 +21,7 @@ ROOT = Path(settings.__file__).parent
 SETTINGS = [
     ("DATABASE_URL", "sqlite:///tasks.db", "postgresql://u:p@h/d", "postgresql://u:p@h/d"),
     ("BETTER_AUTH_SECRET", SECRET, "s" * 32, "s" * 32),
+    ("BETTER_AUTH_SECRET_PREVIOUS", None, "p" * 32, "p" * 32),
     ("BETTER_AUTH_URL", None, "https://app.example.com", "https://app.example.com"),
     (
         "BETTER_AUTH_JWKS_URL",
@@ -184,6 +185,26 @@ class TestSecret:
     def test_bytes_that_are_not_utf8_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET + "\udcff")
         assert "BETTER_AUTH_SECRET" in refusal()
+
+
+class TestPreviousSecret:
+    """That of before a change: SECURITY.md."""
+
+    @pytest.mark.parametrize("secret", ["x" * 31, SECRET])
+    def test_is_another_of_32_bytes(self, secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BETTER_AUTH_SECRET_PREVIOUS", secret)
+        assert "BETTER_AUTH_SECRET_PREVIOUS is" in refusal()
+        assert secret not in refusal()
+
+    def test_takes_one_of_today(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("BETTER_AUTH_SECRET")
+        monkeypatch.setenv("BETTER_AUTH_URL", "https://app.example.com")
+        monkeypatch.setenv("BETTER_AUTH_SECRET_PREVIOUS", "p" * 32)
+        assert "BETTER_AUTH_SECRET is not" in refusal()
+
+    def test_is_none_where_it_is_blank(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BETTER_AUTH_SECRET_PREVIOUS", "")
+        assert get_settings().secrets == (SECRET.encode(),)
 
 
 class TestBetterAuthURL:

@@ -2,9 +2,10 @@
 """What a valid token is, and whose it is. Whose path it opens is decided in middleware/auth.py."""
 
 import json
+import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from errors import ExpiredToken, InvalidToken
 from schemas import CONTROLS, USER_ID_LENGTH
 from settings import Settings
 from tokens.keys import ALGORITHMS, KeySet
+
+logger = logging.getLogger("tasks.tokens")
 
 MAX_TOKEN_BYTES = 8 * 1024
 # Seconds: clocks of issuer and service differ.
@@ -35,21 +38,20 @@ _TYPES = {"jwt", "at+jwt"}
 class _Verdict(NamedTuple):
     subject: str
     expiry: float
-    # The published key that it rests on; None for the shared secret, which never changes.
+    # The published key that it rests on; None for a shared secret, which never changes.
     key: jwt.PyJWK | None
 
 
 class TokenVerifier:
     """Judges tokens by the policy of the settings.
 
-    HS256 only ever meets the shared secret; the algorithms of keys.ALGORITHMS only ever meet a
+    HS256 only ever meets the shared secrets; the algorithms of keys.ALGORITHMS only ever meet a
     published key with the token's `kid`, and then `iss` and `aud` count too (RFC 8725 §3.1, §3.8).
     A good token is remembered, and its age and key looked at again with each use.
     """
 
     def __init__(self, settings: Settings, key_set: KeySet | None) -> None:
-        secret = settings.better_auth_secret
-        self._secret = secret.get_secret_value().encode() if secret else None
+        self._secrets = settings.secrets
         self._key_set = key_set
         self._issuer = settings.issuer
         self._audience = settings.audience
@@ -92,15 +94,9 @@ class TokenVerifier:
         if not _SHAPE.fullmatch(token):
             raise InvalidToken("not three base64url parts")
         header = _header(token)
-        key = await self._key(header)
-        try:
-            # One algorithm, which _key has found to be one for this key.
-            decoded = _JWS.decode_complete(token, key, [header["alg"]])
-        except jwt.InvalidSignatureError:
-            raise InvalidToken("signature does not match") from None
-        except jwt.PyJWTError:
-            raise InvalidToken("signature can't be checked") from None
-        claims = _json_object(decoded["payload"], "payload")
+        keys = await self._keys(header)
+        key, payload = _signed_payload(token, keys, header["alg"])
+        claims = _json_object(payload, "payload")
         subject, expiry = _check_claims(claims)
         if not isinstance(key, jwt.PyJWK):
             return _Verdict(subject, expiry, None)
@@ -111,16 +107,31 @@ class TokenVerifier:
             raise InvalidToken("aud is another audience")
         return _Verdict(subject, expiry, key)
 
-    async def _key(self, header: dict[str, Any]) -> bytes | jwt.PyJWK:
+    async def _keys(self, header: dict[str, Any]) -> Sequence[bytes | jwt.PyJWK]:
         match header.get("alg"):
-            case "HS256" if self._secret is not None:
-                return self._secret
+            case "HS256" if self._secrets:
+                return self._secrets
             case str(algorithm) if algorithm in ALGORITHMS and self._key_set is not None:
                 if "kid" not in header:
                     raise InvalidToken("no kid")
-                return await self._key_set.key(header["kid"], algorithm)
+                return [await self._key_set.key(header["kid"], algorithm)]
             case _:
                 raise InvalidToken("alg is not accepted")
+
+
+def _signed_payload(
+    token: str, keys: Sequence[bytes | jwt.PyJWK], algorithm: str
+) -> tuple[bytes | jwt.PyJWK, bytes]:
+    """The first of the keys that the token is signed with, and what it says."""
+    for key in keys:
+        try:
+            # One algorithm, which _keys has found to be one for these keys.
+            return key, _JWS.decode_complete(token, key, [algorithm])["payload"]
+        except jwt.InvalidSignatureError:
+            continue
+        except jwt.PyJWTError:
+            raise InvalidToken("signature can't be checked") from None
+    raise InvalidToken("signature does not match")
 
 
 def _json_object(text: bytes, part: str) -> dict[str, Any]:
@@ -170,6 +181,11 @@ def _check_claims(claims: dict[str, Any]) -> tuple[str, float]:
 @asynccontextmanager
 async def open_verifier(settings: Settings) -> AsyncIterator[TokenVerifier]:
     """The verifier for as long as the service runs, with the key set if BETTER_AUTH_URL is set."""
+    if settings.better_auth_secret_previous is not None:
+        logger.info(
+            "tokens of BETTER_AUTH_SECRET_PREVIOUS are accepted: remove it when the last of them "
+            "has expired"
+        )
     async with AsyncExitStack() as stack:
         key_set = None
         if settings.better_auth_url is not None:

@@ -13,7 +13,7 @@ from support import Caller, assert_error
 from errors import InvalidCursor
 from routes.paging import next_page, values_of
 from schemas import MAX_TASK_ID, ListQuery
-from settings import Settings
+from settings import Settings, get_settings
 
 NEWEST = {"id": 7, "created_at": "2026-01-31T09:00:00.000000Z", "title": "Buy\0 milk"}
 TITLED = {"id": MAX_TASK_ID, "title": 'é"\\/\n\U0001f600 ' * 10}
@@ -99,6 +99,16 @@ class TestCursor:
         other = Settings(better_auth_secret=SecretStr("another secret of 32 bytes, at least"))
         monkeypatch.setattr("routes.paging.get_settings", lambda: other)
         assert refused(ListQuery(), cursor)
+
+    def test_stays_good_while_the_secret_is_changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cursor = cursor_of(ListQuery(), NEWEST)
+        today = SecretStr("another secret of 32 bytes, at least")
+        before = get_settings().better_auth_secret
+        both = Settings(better_auth_secret=today, better_auth_secret_previous=before)
+        monkeypatch.setattr("routes.paging.get_settings", lambda: both)
+        assert values_of(ListQuery(cursor=cursor), "alice")
+        # From here on they are signed with the one of today.
+        assert cursor_of(ListQuery(), NEWEST) != cursor
 
 
 class TestNextPage:

@@ -2,7 +2,9 @@
 """What clients send and see: request bodies, the parts of a path, a task."""
 
 import re
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from json.encoder import encode_basestring
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote
 
@@ -204,6 +206,34 @@ class TaskPublic(BaseModel):
             }
         }
     )
+
+
+def tasks_json(records: Iterable[Sequence[Any]]) -> bytes:
+    """The JSON array of tasks whose columns come in the order of TaskPublic's members.
+
+    The same bytes as pydantic makes of dicts, which takes twice as long and the dicts once more.
+    """
+    return f"[{','.join([_task_json(*record) for record in records])}]".encode()
+
+
+def _task_json(
+    task_id: int,
+    user_id: str,
+    title: str,
+    description: str | None,
+    completed: bool,
+    created_at: str | None,
+    updated_at: str | None,
+) -> str:
+    return (
+        f'{{"id":{task_id},"user_id":{_json(user_id)},"title":{_json(title)},'
+        f'"description":{_json(description)},"completed":{"true" if completed else "false"},'
+        f'"created_at":{_json(created_at)},"updated_at":{_json(updated_at)}}}'
+    )
+
+
+def _json(text: str | None) -> str:
+    return "null" if text is None else encode_basestring(text)
 
 
 def decode_user_id(segment: str) -> str:

@@ -41,7 +41,7 @@ type Work = Callable[[Database, int], Awaitable[object]]
 
 
 async def _list(database: Database, number: int) -> object:
-    return await queries.LIST.rows(Session(database), owner=f"user-{number}")
+    return await queries.LIST.records(Session(database), owner=f"user-{number}")
 
 
 async def _get(database: Database, number: int) -> object:

@@ -34,10 +34,12 @@ AT_ONCE = 0.1
 # Seconds a connection has to answer again after its statement was cut off.
 RECOVERY_TIMEOUT = 1.0
 
-# Rows that are made of a result before others have a turn.
+# Records that are converted before others have a turn.
 AT_A_TIME = 1000
 
-type Rows = list[dict[str, Any]]
+# A row of a result as its driver gives it: its values in the order of the statement's columns.
+type Record = Sequence[Any]
+type Row = dict[str, Any]
 type Converter = Callable[[Any], Any]
 
 
@@ -52,10 +54,11 @@ class Statement:
     def __init__(self, statement: Select[Any] | UpdateBase, *, repeatable: bool = False) -> None:
         """`repeatable` says of a write that to run it twice does the same as to run it once."""
         self.core = statement
+        self._names = [str(column.key) for column in statement.exported_columns]
         self._is_repeatable = repeatable or isinstance(statement, Select)
         self._compiled: dict[str, _Compiled] = {}
 
-    async def rows(self, session: AsyncSession, **values: object) -> Rows:
+    async def records(self, session: AsyncSession, **values: object) -> Sequence[Record]:
         """Run it with values for its bind parameters. Raises DatabaseUnavailable."""
         if isinstance(session, Session) and not session.has_begun:
             return await self._run_alone(session, values)
@@ -64,14 +67,23 @@ class Statement:
             await session.flush()
             connection = await session.connection()
             result = await connection.execute(self.core, values)
-            return [dict(row) for row in result.mappings()]
+            return result.all()
 
-    async def row(self, session: AsyncSession, **values: object) -> dict[str, Any] | None:
+    async def rows(self, session: AsyncSession, **values: object) -> list[Row]:
+        """The same by the names of columns, which takes as long again for a long list."""
+        return [self.named(record) for record in await self.records(session, **values)]
+
+    async def row(self, session: AsyncSession, **values: object) -> Row | None:
         """The first of `rows`, if there is one."""
-        rows = await self.rows(session, **values)
-        return rows[0] if rows else None
+        records = await self.records(session, **values)
+        return self.named(records[0]) if records else None
 
-    async def _run_alone(self, session: Session, values: Mapping[str, object]) -> Rows:
+    def named(self, record: Record) -> Row:
+        """A record's values by the names of columns."""
+        # It has these columns and no others; to have that checked takes half as long again.
+        return dict(zip(self._names, record, strict=False))
+
+    async def _run_alone(self, session: Session, values: Mapping[str, object]) -> Sequence[Record]:
         database, primary = session.database, session.primary
         if database is not primary:
             try:
@@ -84,13 +96,13 @@ class Statement:
                 return await self._run_on(primary, values)
         return await self._run_on(database, values)
 
-    async def _run_on(self, database: Database, values: Mapping[str, object]) -> Rows:
+    async def _run_on(self, database: Database, values: Mapping[str, object]) -> Sequence[Record]:
         # Run again where that can't mean doing the same twice: specs/decisions.md, D11.
         deadline = time.monotonic() + REPEAT_WITHIN
         losses = 0 if self._is_repeatable else 1
         while True:
             try:
-                rows = await self._run_once(database, values)
+                records = await self._run_once(database, values)
             except DRIVER_ERRORS as error:
                 losses += isinstance(error, _CONNECTION_LOST)
                 harmless = _not_begun(error) or (isinstance(error, _CONNECTION_LOST) and losses < 2)
@@ -99,13 +111,13 @@ class Statement:
                     raise
             else:
                 database.works()
-                return rows
+                return records
 
-    async def _run_once(self, database: Database, values: Mapping[str, object]) -> Rows:
+    async def _run_once(self, database: Database, values: Mapping[str, object]) -> Sequence[Record]:
         connection = await take(database.engine)
         driver = connection.driver
         try:
-            rows = await self._for(database.engine.dialect).fetch(driver, values)
+            records = await self._for(database.engine.dialect).fetch(driver, values)
             if not database.is_postgresql and driver.in_transaction:
                 # sqlite3 begins a transaction before it writes.
                 await driver.commit()
@@ -126,7 +138,7 @@ class Statement:
                 await asyncio.shield(recovering)
             raise
         give_back(database.engine, connection)
-        return rows
+        return records
 
     def _for(self, dialect: Dialect) -> "_Compiled":
         compiled = self._compiled.get(dialect.name)
@@ -147,36 +159,37 @@ class _Compiled:
         for name in compiled.positiontup or ():
             bind_type = compiled.binds[name].type.dialect_impl(dialect)
             self._arguments.append((name, bind_type.bind_processor(dialect)))
-        self._columns: list[str] = []
-        self._converters: list[tuple[str, Converter]] = []
-        for column in statement.exported_columns:
-            name = str(column.key)
-            self._columns.append(name)
+        self._converters: list[tuple[int, Converter]] = []
+        for place, column in enumerate(statement.exported_columns):
             convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
             if convert is not None:
-                self._converters.append((name, convert))
+                self._converters.append((place, convert))
 
-    async def fetch(self, connection: Any, values: Mapping[str, object]) -> Rows:
+    async def fetch(self, connection: Any, values: Mapping[str, object]) -> Sequence[Record]:
         values = {**self._literals, **values}
         arguments = [
             values[name] if convert is None else convert(values[name])
             for name, convert in self._arguments
         ]
         found = await self._run(connection, self._sql, *arguments)
-        # The SQL names these columns and no others; to have that checked takes half as long again.
-        rows: Rows = []
+        if not self._converters:
+            return found
+        records: list[Record] = []
         for some in batched(found, AT_A_TIME, strict=False):
-            if rows:
+            if records:
                 await asyncio.sleep(0)
-            rows += [dict(zip(self._columns, row, strict=False)) for row in some]
-        for name, convert in self._converters:
-            for row in rows:
-                row[name] = convert(row[name])
-        return rows
+            records += map(self._converted, some)
+        return records
+
+    def _converted(self, record: Record) -> Record:
+        values = list(record)
+        for place, convert in self._converters:
+            values[place] = convert(values[place])
+        return values
 
 
 # With what a driver runs a statement; the arguments follow it.
-_RUN: dict[str, Callable[..., Awaitable[Sequence[Any]]]] = {
+_RUN: dict[str, Callable[..., Awaitable[Sequence[Record]]]] = {
     "postgresql": lambda connection, sql, *arguments: connection.fetch(sql, *arguments),
     "sqlite": lambda connection, sql, *arguments: connection.execute_fetchall(sql, arguments),
 }

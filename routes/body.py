@@ -70,7 +70,11 @@ class OptionalJsonBody[T](JsonBody[T]):
 
 
 async def _read(request: Request) -> bytes:
-    length = request.headers.get("content-length", "")
+    length = request.headers.get("content-length")
+    if length is None:
+        if request.scope["http_version"] == "1.1" and "transfer-encoding" not in request.headers:
+            return b""  # RFC 9112 §6.3: there is none, so that there is nothing to wait for.
+        length = ""
     if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
         raise BodyTooLarge(f"Content-Length {length[:20]}")
     body = bytearray()

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic_core import to_json
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from database.execute import Record
 from db import SessionDep
 from errors import (
     COMMON_RESPONSES,
@@ -73,6 +74,7 @@ from schemas import (
     TaskPublic,
     TaskUpdate,
     UserId,
+    tasks_json,
 )
 
 router = APIRouter(
@@ -107,8 +109,8 @@ def _created(row: dict[str, Any] | None) -> Response:
     return response
 
 
-def _listed(rows: Sequence[dict[str, Any]], headers: dict[str, str]) -> Response:
-    body = to_json(rows)
+def _listed(records: Sequence[Record], headers: dict[str, str]) -> Response:
+    body = tasks_json(records)
     # Where a page ends is told by its headers, so they are part of what is tagged.
     tag = ContentTag(body + headers["X-Next-Cursor"].encode() if headers else body)
     return Response(body, media_type="application/json", headers={"ETag": str(tag), **headers})
@@ -157,22 +159,23 @@ async def list_tasks(
     after = values_of(query, user_id)
     statement = listing(query.sort, query.order, *query.filters, goes_on=bool(after))
     if query.limit is not None:
-        rows = await statement.rows(session, **values, **after, part=query.limit + 1)
-        page, more = rows[: query.limit], len(rows) > query.limit
-        headers = next_page(request, query, user_id, page[-1]) if more else {}
+        records = await statement.records(session, **values, **after, part=query.limit + 1)
+        page, more = records[: query.limit], len(records) > query.limit
+        headers = next_page(request, query, user_id, statement.named(page[-1])) if more else {}
         return unless_known(_listed(page, headers), if_none_match)
     part = PARTS[query.sort]
-    rows = await statement.rows(session, **values, **after, part=part.first)
-    if len(rows) < LIST_PART:
-        return unless_known(_listed(rows, {}), if_none_match)
+    records = await statement.records(session, **values, **after, part=part.first)
+    if len(records) < LIST_PART:
+        return unless_known(_listed(records, {}), if_none_match)
     response = JSONParts()
     statement = listing(query.sort, query.order, *query.filters, goes_on=True)
-    while rows:
-        for some in batched(rows, NEXT_PART, strict=False):
-            response.add(to_json(some))
+    while records:
+        for some in batched(records, NEXT_PART, strict=False):
+            response.add(tasks_json(some))
             await asyncio.sleep(0)
-        after = values_after(rows[-1][query.sort], rows[-1]["id"], query.sort)
-        rows = await statement.rows(session, **values, **after, part=part.next)
+        last = statement.named(records[-1])
+        after = values_after(last[query.sort], last["id"], query.sort)
+        records = await statement.records(session, **values, **after, part=part.next)
     response.finish()
     return unless_known(response, if_none_match)
 

@@ -2,16 +2,21 @@
 """Bodies and parts of paths, each by itself."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from schemas import (
     CONTROLS,
     MAX_TASK_ID,
     TaskCreate,
     TaskId,
+    TaskPublic,
     TaskUpdate,
     UserId,
     decode_user_id,
+    tasks_json,
 )
 
 
@@ -59,3 +64,24 @@ class TestBodies:
     def test_a_new_task_has_defaults(self) -> None:
         task = TaskCreate.model_validate({"title": " x "})
         assert task.model_dump() == {"title": "x", "description": None, "completed": False}
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+records = st.tuples(
+    st.integers(1, MAX_TASK_ID), text, text, text | st.none(), st.booleans(), text, text | st.none()
+)
+
+
+class TestTasksJson:
+    @given(st.lists(records))
+    def test_is_what_pydantic_writes(self, those: list[tuple[object, ...]]) -> None:
+        names = TaskPublic.model_fields
+        dicts = [dict(zip(names, record, strict=True)) for record in those]
+        assert tasks_json(those) == to_json(dicts)
+
+    def test_escapes_what_json_must(self) -> None:
+        title = "".join(map(chr, range(0x100))) + "\u2028\U0001f600"
+        record = (1, "alice", title, None, True, "then", "now")
+        assert tasks_json([record]) == to_json(
+            [dict(zip(TaskPublic.model_fields, record, strict=True))]
+        )

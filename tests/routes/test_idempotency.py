@@ -167,14 +167,14 @@ class TestDeletion:
         self, alice: Caller, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         statements: list[Statement] = []
-        rows = Statement.rows
+        records = Statement.records
 
         async def counted(self: Statement, *args: Any, **values: Any) -> Any:
             statements.append(self)
-            return await rows(self, *args, **values)
+            return await records(self, *args, **values)
 
         task = await alice.add()
-        monkeypatch.setattr(Statement, "rows", counted)
+        monkeypatch.setattr(Statement, "records", counted)
         assert (await alice.delete(f"/{task['id']}")).status_code == 204
         assert len(statements) == 1
         assert await stored(database_url, KEYS) == []

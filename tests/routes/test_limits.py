@@ -26,14 +26,14 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> None:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Statement]:
     """The statements that are run."""
     statements: list[Statement] = []
-    rows = Statement.rows
+    records = Statement.records
 
     async def counted(self: Statement, *args: Any, **values: Any) -> Any:
-        found = await rows(self, *args, **values)
+        found = await records(self, *args, **values)
         statements.append(self)
         return found
 
-    monkeypatch.setattr(Statement, "rows", counted)
+    monkeypatch.setattr(Statement, "records", counted)
     return statements
 
 

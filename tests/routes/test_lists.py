@@ -239,13 +239,13 @@ class TestPages:
         self, alice: Caller, sort: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         statements = []
-        rows = Statement.rows
+        records = Statement.records
 
         async def counted(self: Statement, *args: Any, **values: Any) -> Any:
             statements.append(self)
-            return await rows(self, *args, **values)
+            return await records(self, *args, **values)
 
-        monkeypatch.setattr(Statement, "rows", counted)
+        monkeypatch.setattr(Statement, "records", counted)
         found = await pages(alice, 5, sort=sort, search="n", completed="false")
         assert len(statements) == len(found) > 1
 
@@ -298,14 +298,14 @@ class TestETag:
         self, alice: Caller, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         statements = []
-        rows = Statement.rows
+        records = Statement.records
 
         async def counted(self: Statement, *args: Any, **values: Any) -> Any:
             statements.append(self)
-            return await rows(self, *args, **values)
+            return await records(self, *args, **values)
 
         tag = (await alice.get()).headers["etag"]
-        monkeypatch.setattr(Statement, "rows", counted)
+        monkeypatch.setattr(Statement, "records", counted)
         assert (await alice.get(headers={"If-None-Match": tag})).status_code == 304
         assert len(statements) == 1
 

@@ -51,7 +51,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = TaskAPI(
     title="Task API",
     description="Keeps the tasks of a web frontend's users.",
-    version="0.1.0",
+    version="1.0.0",
     lifespan=lifespan,
     redirect_slashes=False,
     # Not include_router, which looks for a request's route twice and drops DirectRoute.

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,12 @@ class TestReadme:
             text = (ROOT / document).read_text()
             used = set(re.findall(r"(?:`|^)make (?:-s )?([a-z0-9-]+)", text, re.MULTILINE))
             assert used <= targets, document
+
+
+def test_the_version_is_the_newest_of_the_changelog() -> None:
+    released = re.findall(r"^## \[([\d.]+)\] - ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == app.version == released[0]
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "examples/better-auth/README.md"])

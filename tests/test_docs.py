@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ CODE = ("*.py", "*.js", "*.ts", "*.sh", "*.lua", "Makefile", ".ci/run", ":!*.d.t
 DOCUMENTS = sorted(
     f"{path.relative_to(ROOT)}" for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 )
+
+
+def section(document: str, heading: str) -> str:
+    """What stands below this heading, up to the next of its kind."""
+    text = (ROOT / document).read_text()
+    assert f"\n## {heading}\n" in text
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
 def code_files() -> list[str]:
@@ -176,6 +184,12 @@ class TestReadme:
         assert named == {(m, p) for m, p in there if p.startswith("/api/")}
         for method, path in there - named:
             assert f"`{method} {path}`" in readme
+
+    def test_names_each_package_that_it_is_made_of(self) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        needed = [re.split(r"[^\w-]", wanted)[0] for wanted in project["dependencies"]]
+        named = re.findall(r"`(\w[\w-]*)`", section("README.md", "What it is made of"))
+        assert sorted(named) == sorted(needed)
 
     def test_names_commands_that_there_are(self) -> None:
         targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -82,7 +82,9 @@ client: $(BIN)/.ready ## write specs/openapi.json, and the TypeScript types that
 migrate: $(BIN)/.ready ## bring the tables of DATABASE_URL up to date (the service does at its start, too)
 	$(BIN)/alembic upgrade head
 
-check: $(BIN)/.ready ## check format, lint, types, and that the migrations make what the models say
+check: $(BIN)/.ready ## check the lock file, format, lint, types, and that the migrations make what the models say
+	@# Both that the lock file fits, and that what it says is installed; make e2e installs more.
+	$(UV) sync --locked --check --inexact --quiet
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .

@@ -20,7 +20,7 @@ from errors import install_error_handlers
 from logs import service_logs, take_over_uvicorns_lines
 from middleware.access import access_log
 from middleware.stack import TaskAPI
-from routes import health, tasks
+from routes import documentation, health, tasks
 from routes.limits import TaskLimit
 from server import send_whole_responses, stop_in_order
 from settings import get_settings
@@ -54,8 +54,11 @@ app = TaskAPI(
     version="1.0.0",
     lifespan=lifespan,
     redirect_slashes=False,
+    # FastAPI's pages of documentation load their scripts from other hosts.
+    docs_url=None,
+    redoc_url=None,
     # Not include_router, which looks for a request's route twice and drops DirectRoute.
-    routes=[*tasks.router.routes, *health.router.routes],
+    routes=[*tasks.router.routes, *health.router.routes, *documentation.routes],
 )
 install_error_handlers(app)
 # uvicorn writes its first lines before it runs the lifespan.

@@ -8,19 +8,20 @@ database/urls.py.
 import os
 import re
 from functools import lru_cache
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
 )
+from pydantic_core import ErrorDetails
 
 MIN_SECRET_BYTES = 32
 
@@ -34,10 +35,10 @@ class SettingsError(Exception):
     """A setting is missing or bad. The message names it and the cure, and never shows its value."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every setting with its unit and default; `.env.example` and the README list the same."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     # Any PostgreSQL URL, or sqlite:///file.db.
     database_url: SecretStr = SecretStr("sqlite:///tasks.db")
@@ -55,7 +56,7 @@ class Settings(BaseSettings):
     better_auth_issuer: str | None = None
     better_auth_audience: str | None = None
     # Exact browser origins, comma-separated in the environment.
-    allowed_origins: Annotated[frozenset[str], NoDecode] = frozenset({"http://localhost:3000"})
+    allowed_origins: frozenset[str] = frozenset({"http://localhost:3000"})
     # Tasks that one user may have; 0 for any number.
     tasks_per_user: int = Field(default=100_000, ge=0)
     # Connections of one process to PostgreSQL.
@@ -70,20 +71,6 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] | None = None
     # The least of what is logged; the line of each request is info.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment, then `.env`, whose `$` stands for itself: secrets are literal."""
-        written = dotenv_values(".env", interpolate=False)
-        values = {name.lower(): value for name, value in written.items() if value is not None}
-        return init_settings, env_settings, InitSettingsSource(settings_cls, values)
 
     @field_validator("database_url", "database_read_url")
     @classmethod
@@ -212,7 +199,9 @@ _NAMES = tuple(name.upper() for name in Settings.model_fields)
 @lru_cache(maxsize=1)
 def _read(_environment: tuple[str | None, ...]) -> Settings:
     try:
-        return Settings()
+        # In `.env` a `$` stands for itself: secrets are literal.
+        written = {**dotenv_values(".env", interpolate=False), **os.environ}
+        return Settings.model_validate({n.lower(): v for n, v in written.items() if v is not None})
     except ValidationError as error:
         raise SettingsError(". ".join(map(_sentence, error.errors()))) from None
     except UnicodeDecodeError:

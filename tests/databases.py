@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 from pydantic import SecretStr
+from support import SECRET
 
 from database.database import Database, open_database
 from database.pool import pool_of
@@ -34,7 +35,7 @@ EARLIER_TABLE = {
 
 
 def settings_for(url: str, **values: Any) -> Settings:
-    return Settings(database_url=SecretStr(url), **values)
+    return Settings(database_url=SecretStr(url), better_auth_secret=SecretStr(SECRET), **values)
 
 
 @asynccontextmanager

@@ -9,8 +9,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import httpx
 import pytest
-from service import serving
+import uvicorn.main
+from service import serving, until
 from support import sign
 
 from errors import ServiceError
@@ -22,13 +24,29 @@ ROOT = Path(__file__).parent.parent
 HEADER = re.compile(r"(?:#|//|--) \[Task\]: (T\d{3}) \[From\]: (specs/[\w./-]+)")
 CODE = ("*.py", "*.js", "*.ts", "*.sh", "*.lua", "Makefile", ".ci/run", ":!*.d.ts")
 DOCUMENTS = sorted(
-    f"{path.relative_to(ROOT)}" for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    f"{path.relative_to(ROOT)}"
+    for folder in (ROOT, ROOT / "docs", ROOT / "specs", ROOT / "examples/better-auth")
+    for path in folder.glob("*.md")
 )
 
 
-def code_files() -> list[str]:
+def section(document: str, heading: str) -> str:
+    """What stands below this heading, up to the next of its kind."""
+    text = (ROOT / document).read_text()
+    assert f"\n## {heading}\n" in text
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of its tables, without their heads."""
+    tables = re.findall(r"^\|[-:| ]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    lines = "".join(tables).splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def code_files(*patterns: str) -> list[str]:
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *CODE],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *(patterns or CODE)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -160,9 +178,18 @@ def classes_below(base: type[ServiceError]) -> set[type[ServiceError]]:
 
 def test_tour_lists_every_error() -> None:
     tour = (ROOT / "docs/tour.md").read_text()
-    rows = set(re.findall(r"^\| (\d{3}) \| `([^`]+)` \|", tour, re.MULTILINE))
+    told = set(re.findall(r"^\| (\d{3}) \| `([^`]+)` \|", tour, re.MULTILINE))
     errors = classes_below(ServiceError) - {ServiceError}
-    assert rows >= {(f"{error.status_code}", error.detail) for error in errors}
+    assert told >= {(f"{error.status_code}", error.detail) for error in errors}
+
+
+def test_tour_lists_every_status_of_the_openapi_document() -> None:
+    """And those two that no operation declares."""
+    paths = app.openapi()["paths"].values()
+    declared = {s for path in paths for operation in path.values() for s in operation["responses"]}
+    table = (ROOT / "docs/tour.md").read_text()
+    told = set(re.findall(r"^\| (\d{3}) \|", table, re.MULTILINE))
+    assert told == {status for status in declared if status >= "400"} | {"405"}
 
 
 class TestReadme:
@@ -178,12 +205,45 @@ class TestReadme:
         for method, path in there - named:
             assert f"`{method} {path}`" in readme
 
-    def test_names_commands_that_there_are(self) -> None:
+    def test_names_each_package_that_it_is_made_of(self) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        needed = [re.split(r"[^\w-]", wanted)[0] for wanted in project["dependencies"]]
+        named = re.findall(r"`(\w[\w-]*)`", section("README.md", "What it is made of"))
+        assert sorted(named) == sorted(needed)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+class TestEveryDocument:
+    def test_has_links_that_lead_somewhere(self, document: str) -> None:
+        path = ROOT / document
+        links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)", path.read_text())
+        for link, anchor in links:
+            target = path.parent / link if link else path
+            assert target.exists(), link
+            assert not anchor or anchor in self.anchors(target), f"{link}#{anchor}"
+
+    def anchors(self, path: Path) -> set[str]:
+        headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+    def test_names_files_that_there_are(self, document: str) -> None:
+        folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir())
+        named = re.findall(
+            rf"(?<![\w./-])((?:{folders})/[\w./-]*\w)", (ROOT / document).read_text()
+        )
+        beside = (ROOT, ROOT / document / "..", ROOT / "tests")
+        assert [n for n in named if not any((folder / n).exists() for folder in beside)] == []
+
+    def test_names_commands_that_there_are(self, document: str) -> None:
         targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        for document in DOCUMENTS:
-            text = (ROOT / document).read_text()
-            used = set(re.findall(r"(?:`|^)make (?:-s )?([a-z0-9-]+)", text, re.MULTILINE))
-            assert used <= targets, document
+        text = (ROOT / document).read_text()
+        assert set(re.findall(r"(?:`|^)make (?:-s )?([a-z0-9-]+)", text, re.MULTILINE)) <= targets
+
+    def test_starts_uvicorn_with_options_that_there_are(self, document: str) -> None:
+        text = (ROOT / document).read_text()
+        used = re.findall(r"uvicorn main:app((?: +[^\s`]+)*)", text)
+        known = {option for parameter in uvicorn.main.params for option in parameter.opts}
+        assert {word for words in used for word in words.split() if word[0] == "-"} <= known
 
 
 def test_the_version_is_the_newest_of_the_changelog() -> None:
@@ -192,12 +252,132 @@ def test_the_version_is_the_newest_of_the_changelog() -> None:
     assert project["version"] == app.version == released[0]
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "examples/better-auth/README.md"])
-def test_links_lead_somewhere(document: str) -> None:
-    path = ROOT / document
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text())
-    missing = [link for link in links if not (path.parent / link).exists()]
-    assert missing == []
+class TestStructure:
+    """The table in CLAUDE.md, from which a newcomer learns where things are."""
+
+    def places(self) -> set[str]:
+        """What it names; a name after another one in its line may leave out the folder."""
+        places = set()
+        for where, _ in rows(section("CLAUDE.md", "Structure")):
+            first, *others = re.findall(r"`([^`]+)`", where)
+            folder = Path(first).parent
+            places |= {first} | {n if "/" in n else f"{folder / n}" for n in others}
+        return places
+
+    def test_names_what_there_is(self) -> None:
+        assert [place for place in self.places() if not (ROOT / place).exists()] == []
+
+    def test_leaves_no_module_out(self) -> None:
+        modules = [path for path in code_files("*.py") if not path.endswith("__init__.py")]
+        folders = tuple(place for place in self.places() if place.endswith("/"))
+        named = self.places()
+        assert [m for m in modules if m not in named and not m.startswith(folders)] == []
+
+
+@pytest.mark.parametrize(("log_format", "begins"), [("text", "INFO: "), ("json", '{"time"')])
+def test_log_lines_are_those_of_a_service(log_format: str, begins: str, tmp_path: Path) -> None:
+    """But for times, addresses and hashes."""
+
+    def form(line: str) -> str:
+        return re.sub(r"\d+", "0", re.sub(r"\b[0-9a-f]{16}\b", "HASH", line))
+
+    with serving(tmp_path, LOG_FORMAT=log_format) as service:
+        tasks = f"http://127.0.0.1:{service.port}/api/alice/tasks"
+        bearer = {"Authorization": f"Bearer {sign('alice')}"}
+        with httpx.Client(headers=bearer, trust_env=False) as client:
+            task = client.post(tasks, json={"title": "Buy milk"}).json()
+            client.get(f"{tasks}/{task['id']}", headers={"X-Request-ID": "mine"})
+        line = until(lambda: re.search(r"^.*\bmine\b.*(?=\n)", service.log(), re.MULTILINE))[0]
+    for document in ("README.md", "docs/production.md"):
+        lines = (ROOT / document).read_text().splitlines()
+        [shown] = [told for told in lines if told.startswith(begins)]
+        assert form(shown) == form(line), document
+
+
+class TestReliability:
+    def test_names_tests_of_each_failure(self) -> None:
+        table = rows(section("docs/reliability.md", "When something fails"))
+        assert len(table) >= 14
+        for what, *_, tests in table:
+            named = re.findall(r"`([^`]+)`", tests)
+            files = [ROOT / "tests/faults" / name for name in named if name.endswith(".py")]
+            there = "".join(path.read_text() for path in files)
+            assert files, what
+            for name in set(named) - {path.name for path in files}:
+                assert re.search(rf"^(class|async def|def) {name}\b", there, re.MULTILINE), name
+
+
+class TestFiguresOfScaling:
+    """What was measured is what is recorded, and the rest is worked out from it."""
+
+    @pytest.fixture
+    def told(self) -> str:
+        return " ".join((ROOT / "docs/scaling.md").read_text().split())
+
+    def test_are_the_recorded_ones(self, told: str) -> None:
+        speed, cost = "Requests per second by connections", "32 connections, one process each"
+        served = number(recorded(speed, "mix, 80 % reads")[-1])
+        cpu = number(recorded(cost, "mix, 80 % reads")[-2])
+        assert (
+            f"serves {round(served, -2):,.0f} requests/s of a mix with 80 % reads, "
+            f"at {cpu / 1000:.2f} ms of its core each"
+        ) in told
+        read, listing, change, post = (
+            f"{number(recorded(cost, operation)[-1]) / 1000:.2f}"
+            for operation in ("GET one", "GET list of 50", "PUT", "POST")
+        )
+        assert (
+            f"costs PostgreSQL {read} ms for a read, {listing} for a list of 50, {change} for a "
+            f"change and {post} for a POST"
+        ) in told
+
+    def test_of_users_follow_from_the_assumptions(self, told: str) -> None:
+        assert "10 % of the users" in told
+        assert "40 requests each, three of four of them reads; the peak is four times" in told
+        one_process = number(re.findall(r"one process serves ([\d,]+)", told)[0])
+        table = rows(section("docs/scaling.md", "How much is how many users"))
+        for column, users in ((1, 1e6), (2, 1e8)):
+            cells = [row[column] for row in table]
+            average = users * 0.1 * 40 / 86_400
+            peak, tasks = 4 * average, 50 * users
+            assert list(map(number, cells[0].split(", "))) == pytest.approx([average, peak], 0.02)
+            assert number(cells[1]) == pytest.approx(peak / 4, 0.02)
+            assert number(cells[2]) >= max(2, peak / (one_process / 2))
+            assert number(cells[3]) == 10 * number(cells[2])
+            assert number(cells[4]) == tasks
+            assert number(cells[5]) == 400 * tasks
+            assert number(cells[6]) == pytest.approx(users * 0.1 * 50 / 86_400 * 4, 0.02)
+
+    def test_of_connections_are_what_ten_each_make(self) -> None:
+        for _, connections, processes in rows(section("docs/scaling.md", "Connections")):
+            assert number(processes) == number(connections.split()[0]) // 10
+
+
+def recorded(table: str, operation: str) -> list[str]:
+    """The figures of this service in that table of the last full run."""
+    results = (ROOT / "benchmarks/results/bench.md").read_text()
+    below = results.partition(f"### {table}\n")[2].partition("###")[0]
+    [row] = [row[2:] for row in rows(below) if row[:2] == [operation, "this service"]]
+    return row
+
+
+def number(text: str) -> float:
+    """`5 billion` and `20 GB` are numbers, too."""
+    figure, _, unit = text.partition(" ")
+    scale = {"": 1, "million": 1e6, "billion": 1e9, "GB": 1e9, "TB": 1e12}[unit]
+    return float(figure.replace(",", "")) * scale
+
+
+def test_aims_that_are_missed_are_those_of_the_last_full_run() -> None:
+    missed = section("specs/performance.md", "What was aimed at and not reached")
+    results = (ROOT / "benchmarks/results/bench.md").read_text()
+    assert re.findall(r"\d{4}-\d\d-\d\d", missed) == re.findall(r"^date: (\S+)", results)
+    ratios = results.partition("### This service in terms of the others\n")[2]
+    of_fastify = {row[0]: row[2] for row in rows(ratios.partition("###")[0])}
+    for operation, told in re.findall(
+        r"(GET one|POST|PUT|PATCH|DELETE) (?:has )?(0\.\d\d)", missed
+    ):
+        assert of_fastify[operation.replace("PATCH", "PATCH complete")] == told
 
 
 class TestFiguresOfCitus:

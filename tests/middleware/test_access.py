@@ -21,7 +21,7 @@ from uvicorn.logging import AccessFormatter
 from main import app
 from middleware.access import USER, AccessLog
 from routes.direct import DirectRoute
-from settings import Settings, get_settings
+from settings import get_settings
 
 ORIGIN = "http://localhost:3000"
 TITLE = "a title that is nobody's business"
@@ -403,7 +403,7 @@ def written(log: Log, *scopes: Scope) -> None:
 
     async def note() -> None:
         access = AccessLog()
-        with access.opened(Settings()):
+        with access.opened(get_settings()):
             for one in scopes:
                 access.note(one, "id", 200, 0.001)
 

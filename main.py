@@ -40,7 +40,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             app.state.database = database
             app.state.task_limit = TaskLimit(database)
             await keep_tables(database)
-            send_whole_responses()
+            send_whole_responses(before=access_log.flush)
             try:
                 yield
             finally:

@@ -31,8 +31,9 @@ logger = logging.getLogger("tasks.access")
 
 
 class AccessLog:
-    """Writes the lines of one turn of the event loop in one go, at its end, so that they are there
-    if the process is killed a moment later. While it is not open, nothing is logged.
+    """Writes the lines of one turn of the event loop in one go, at its end and before the answers
+    are sent (server.py), so that whoever has an answer has its line in the log. While it is not
+    open, nothing is logged.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,7 @@ class AccessLog:
         self._pseudonym: Callable[[str], str] = str
 
     def note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        """A request has been answered, which took so long."""
+        """A request is answered, which took so long."""
         if self._form is None:
             return
         route, client, user = scope.get("route"), scope.get("client"), scope.get(USER)
@@ -63,6 +64,8 @@ class AccessLog:
 
     def flush(self) -> None:
         """Write what has been noted. A log that can't be written to stops no service."""
+        if not self._lines:
+            return
         lines, self._lines = self._lines, []
         with suppress(OSError, ValueError):
             self._stream.write("".join(lines))

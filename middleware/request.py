@@ -49,27 +49,27 @@ class RequestMiddleware:
             app = answer_preflight
         else:
             common += cors_headers(sent.get(b"origin"))
-        status = 0
+        has_begun = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                has_begun = True
                 headers = [*message.get("headers", ()), *common]
                 if b"cache-control" not in dict(headers):
                     headers.append(_CACHE_CONTROL)
                 message["headers"] = headers
+                # Before it is sent, so that whoever has the answer finds it in the log.
+                access_log.note(scope, request_id, message["status"], time.perf_counter() - began)
             await send(message)
 
         try:
             await app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            status = status or _CLIENT_WENT_AWAY
+            if not has_begun:
+                access_log.note(scope, request_id, _CLIENT_WENT_AWAY, time.perf_counter() - began)
         except Exception:
             answer_bug = internal_error(request_id)
-            if status:
+            if has_begun:
                 raise
             await answer_bug(scope, receive, send_with_headers)
-        finally:
-            if status:
-                access_log.note(scope, request_id, status, time.perf_counter() - began)

@@ -12,8 +12,6 @@ a Statement         how it is kept                  queries.py, database/
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
-
 from database.tables import keep_tables
 from db import open_database
 from errors import install_error_handlers
@@ -24,17 +22,19 @@ from routes import documentation, health, tasks
 from routes.limits import TaskLimit
 from server import send_whole_responses, stop_in_order
 from settings import get_settings
+from telemetry.start import open_telemetry
 from tokens.verify import open_verifier
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: TaskAPI) -> AsyncIterator[None]:
     """Check the settings, open the database, and close it at the end. Raises SettingsError."""
     settings = get_settings()
     with service_logs(settings), access_log.opened(settings):
         async with (
             open_verifier(settings) as token_verifier,
             open_database(settings) as database,
+            open_telemetry(app, database),
         ):
             app.state.token_verifier = token_verifier
             app.state.database = database

@@ -8,10 +8,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, UpdateBase, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -32,6 +32,10 @@ LOCK_TIMEOUT = "300ms"
 TABLES_LOCK = 7_236_830_419
 # Seconds between two questions whether a database that failed is back, asked on behalf of probes.
 PROBE_INTERVAL = 1.0
+
+type Core = Select[Any] | UpdateBase
+# Around a statement, with its SQL.
+type StatementSpan = Callable[[Core, str], AbstractContextManager[None]]
 
 
 class Database:
@@ -56,6 +60,8 @@ class Database:
         # Set by tables.py: in older tables, what is written might not mean what it says.
         self.tables_ready = False
         self.seen_working = False
+        # Set where statements are recorded: telemetry/record.py.
+        self.statement_span: StatementSpan | None = None
         # Called after each answer, which shows that the database is awake.
         self.when_awake: list[Callable[[], None]] = []
         # A statement took too long, and none has been answered since.
@@ -143,6 +149,10 @@ class Database:
         """Where a request that only reads is to look."""
         return self
 
+    def each(self) -> "list[Database]":
+        """It, and its replica if it has one."""
+        return [self]
+
     @asynccontextmanager
     async def changing_tables(self) -> AsyncIterator[AsyncConnection]:
         """A transaction for changes of tables: one process at a time, for as long as it takes.
@@ -202,6 +212,9 @@ class Replicated(Database):
             # The replica's work, so that it ends before its connections are closed.
             self.replica.in_background(self.replica.serves())
         return self.replica if self.replica.seen_working else self
+
+    def each(self) -> list[Database]:
+        return [self, self.replica]
 
     async def close(self) -> None:
         await self.replica.close()

@@ -12,10 +12,10 @@ from itertools import batched
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Dialect, Select, UpdateBase
+from sqlalchemy import Dialect, Select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from database.database import Database, Session
+from database.database import Core, Database, Session
 from database.failures import DRIVER_ERRORS, database_errors, nothing_sent, shard_has_moved
 from database.pool import AtHand, give_back, take
 from errors import DatabaseUnavailable
@@ -51,7 +51,7 @@ class Statement:
     transaction, or one that a test put in place of ours, it takes part in that transaction.
     """
 
-    def __init__(self, statement: Select[Any] | UpdateBase, *, repeatable: bool = False) -> None:
+    def __init__(self, statement: Core, *, repeatable: bool = False) -> None:
         """`repeatable` says of a write that to run it twice does the same as to run it once."""
         self.core = statement
         self._names = [str(column.key) for column in statement.exported_columns]
@@ -85,16 +85,24 @@ class Statement:
 
     async def _run_alone(self, session: Session, values: Mapping[str, object]) -> Sequence[Record]:
         database, primary = session.database, session.primary
+        run = self._run_on if primary.statement_span is None else self._run_in_span
         if database is not primary:
             try:
-                return await self._run_on(database, values)
+                return await run(database, values)
             except (DatabaseUnavailable, asyncpg.PostgresError):
                 # What the replica lacks, such as a new column, the primary has already.
                 if time.monotonic() - session.waiting_since > AT_ONCE:
                     raise
             async with primary.gate:
-                return await self._run_on(primary, values)
-        return await self._run_on(database, values)
+                return await run(primary, values)
+        return await run(database, values)
+
+    async def _run_in_span(
+        self, database: Database, values: Mapping[str, object]
+    ) -> Sequence[Record]:
+        assert database.statement_span is not None  # noqa: S101  # as _run_alone has seen
+        with database.statement_span(self.core, self._for(database.engine.dialect).sql):
+            return await self._run_on(database, values)
 
     async def _run_on(self, database: Database, values: Mapping[str, object]) -> Sequence[Record]:
         # Run again where that can't mean doing the same twice: specs/decisions.md, D11.
@@ -150,9 +158,9 @@ class Statement:
 class _Compiled:
     """A statement's SQL for one dialect, with SQLAlchemy's own conversions of values."""
 
-    def __init__(self, statement: Select[Any] | UpdateBase, dialect: Dialect) -> None:
+    def __init__(self, statement: Core, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
-        self._sql = str(compiled)
+        self.sql = str(compiled)
         self._run = _RUN[dialect.name]
         self._literals = {name: b.value for name, b in compiled.binds.items() if not b.required}
         self._arguments: list[tuple[str, Converter | None]] = []
@@ -171,7 +179,7 @@ class _Compiled:
             values[name] if convert is None else convert(values[name])
             for name, convert in self._arguments
         ]
-        found = await self._run(connection, self._sql, *arguments)
+        found = await self._run(connection, self.sql, *arguments)
         if not self._converters:
             return found
         records: list[Record] = []

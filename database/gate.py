@@ -19,10 +19,14 @@ class Gate:
     """
 
     def __init__(self, permits: int, patience: float) -> None:
-        self._free = permits
+        self._permits = self._free = permits
         self._patience = patience
         self._line: deque[asyncio.Future[None]] = deque()
         self._overload = Outage(logger, "requests find no free connection in time")
+
+    @property
+    def in_use(self) -> int:
+        return self._permits - self._free
 
     @property
     def waiting(self) -> int:

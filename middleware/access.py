@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TextIO
+from typing import Any, TextIO
 
 from starlette.types import Scope
 
@@ -93,6 +93,26 @@ class AccessLog:
         finally:
             self.flush()
             self._form, self._stream, self._pseudonym, uvicorns.handlers = before
+
+    @contextmanager
+    def told_to(
+        self, tell: Callable[[str, str, str, int, float, str, str], None]
+    ) -> Iterator[None]:
+        """Inside, what is logged of a request is told as well, while the log is open."""
+        form = self._form
+        if form is None:
+            yield
+            return
+
+        def told(*parts: Any) -> str | None:
+            tell(*parts)
+            return form(*parts)
+
+        self._form = told
+        try:
+            yield
+        finally:
+            self._form = form
 
 
 access_log = AccessLog()

@@ -4,11 +4,14 @@
 Nothing else reads a token. What a valid one is, is told in tokens/verify.py.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from fastapi import FastAPI, Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
-from errors import AccessDenied, MissingToken
+from errors import AccessDenied, MissingToken, ServiceError
 from middleware.access import USER
 from schemas import decode_user_id
 from settings import get_settings
@@ -25,13 +28,30 @@ class VerifyUserAccess(SecurityBase):
     def __init__(self) -> None:
         self.model = HTTPBearer(bearerFormat="JWT", description="A JWT of the frontend's")
         self.scheme_name = "bearer"
+        self._tell: Callable[[ServiceError | None], None] | None = None
 
     async def __call__(self, request: Request) -> str:
-        subject = await _verifier(request.app).subject(_bearer_token(request))
-        request.scope[USER] = subject
-        if subject != decode_user_id(request.path_params["user_id"]):
-            raise AccessDenied("sub is not the user of the path")
+        try:
+            subject = await _verifier(request.app).subject(_bearer_token(request))
+            request.scope[USER] = subject
+            if subject != decode_user_id(request.path_params["user_id"]):
+                raise AccessDenied("sub is not the user of the path")
+        except ServiceError as error:
+            if self._tell is not None:
+                self._tell(error)
+            raise
+        if self._tell is not None:
+            self._tell(None)
         return subject
+
+    @contextmanager
+    def told_to(self, tell: Callable[[ServiceError | None], None]) -> Iterator[None]:
+        """Inside, each verdict is told: what is raised, or None."""
+        self._tell = tell
+        try:
+            yield
+        finally:
+            self._tell = None
 
 
 verify_user_access = VerifyUserAccess()

@@ -1,10 +1,16 @@
 # [Task]: T054 [From]: specs/decisions.md
 """FastAPI with one layer around its routes in place of seven (D33)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry._logs import LoggerProvider
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
 from starlette.applications import Starlette
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,6 +38,23 @@ class TaskAPI(FastAPI):
             await super().__call__(scope, receive, send)
         else:
             await Starlette.__call__(self, scope, receive, send)
+
+    @contextmanager
+    def observed_by(
+        self, tracer: TracerProvider, meter: MeterProvider, logger: LoggerProvider
+    ) -> Iterator[None]:
+        """Inside, FastAPI's telemetry goes to these."""
+        config = self._native_telemetry.config
+        before = config.copy()
+        config.update(
+            TelemetryConfig(tracer_provider=tracer, meter_provider=meter, logger_provider=logger)
+        )
+        self._is_observed = None
+        try:
+            yield
+        finally:
+            config.update(before)
+            self._is_observed = None
 
     def openapi(self) -> dict[str, Any]:
         """As FastAPI's, made once, with the request bodies by name."""

@@ -15,12 +15,12 @@ from typing import Any, Final
 import asyncpg
 import httpx
 import pytest
-from fastapi import FastAPI
 from support import Caller, assert_error
 
 from database import tables
 from database.database import Database
 from main import app, lifespan
+from middleware.stack import TaskAPI
 
 CASCADE: Final = "c"
 # Seconds, in place of the service's own interval.
@@ -243,7 +243,7 @@ class TestUsers:
             await auth.sign_up("alice")
         caplog.clear()
         monkeypatch.setenv("DATABASE_URL", postgresql_url)
-        starts = [lifespan(FastAPI()) for _ in range(8)]
+        starts = [lifespan(TaskAPI()) for _ in range(8)]
         await asyncio.gather(*(start.__aenter__() for start in starts))
         if there in ("users", "both"):
             await until(auth.is_linked)

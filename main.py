@@ -20,7 +20,7 @@ from middleware.access import access_log
 from middleware.stack import TaskAPI
 from routes import documentation, health, tasks
 from routes.limits import TaskLimit
-from server import send_whole_responses, stop_in_order
+from server import stop_in_order, take_connections
 from settings import get_settings
 from telemetry.start import open_telemetry
 from tokens.verify import open_verifier
@@ -40,7 +40,7 @@ async def lifespan(app: TaskAPI) -> AsyncIterator[None]:
             app.state.database = database
             app.state.task_limit = TaskLimit(database)
             await keep_tables(database)
-            send_whole_responses(before=access_log.flush)
+            take_connections(settings, before_answers=access_log.flush)
             try:
                 yield
             finally:

@@ -1,12 +1,23 @@
 # [Task]: T054 [From]: specs/decisions.md
-"""What is asked of uvicorn, the server that runs the app: an orderly end, and whole responses."""
+"""What is asked of uvicorn, however it was started: an orderly end, whole responses, and limits.
+
+How `python -m serve` starts it is told in serve.py, what the limits are in connections.py.
+"""
 
 import asyncio
+import resource
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
+
+from connections import Connections
+from settings import Settings
+
+# Seconds that a stop waits for the requests under way: what one may wait for, and some of its body.
+STOP_TIMEOUT = 8
 
 
 def running_server() -> uvicorn.Server | None:
@@ -25,16 +36,31 @@ def stop_in_order() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
-def send_whole_responses(before: Callable[[], None]) -> None:
-    """Have uvicorn send the head of a response together with its body, after `before` (D34)."""
-    if (server := running_server()) is not None:
-        protocol: Any = server.config.http_protocol_class
+def take_connections(settings: Settings, before_answers: Callable[[], None]) -> None:
+    """Have uvicorn send the head of a response together with its body (D34), and keep limits (D41).
 
-        class WholeResponses(protocol):  # type: ignore[misc]  # httptools' or h11's, as installed.
-            def connection_made(self, transport: asyncio.Transport) -> None:
-                super().connection_made(WholeWrites(transport, before))
+    `before_answers` is called each time that something is sent. An operator's own limit of a stop
+    stays.
+    """
+    server = running_server()
+    if server is None:
+        return
+    protocol: Any = server.config.http_protocol_class
+    connections = Connections(server.server_state.connections, protocol, settings)
 
-        server.config.http_protocol_class = WholeResponses
+    class Connection(protocol):  # type: ignore[misc]  # httptools' or h11's, as installed.
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(WholeWrites(transport, before_answers))
+            connections.made(self)
+
+    server.config.http_protocol_class = Connection
+    if server.config.timeout_graceful_shutdown is None:
+        server.config.timeout_graceful_shutdown = STOP_TIMEOUT
+    connections.watch()
+    # Each connection is an open file, of which a process may have 1,024 by default.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError):  # macOS says "any number", and takes none.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class WholeWrites:

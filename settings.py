@@ -5,6 +5,7 @@ Reading happens in `get_settings()`, never at import. What a database URL means 
 database/urls.py.
 """
 
+import ipaddress
 import os
 import re
 from functools import lru_cache
@@ -67,6 +68,21 @@ class Settings(BaseModel):
     database_connect_timeout: float = Field(default=2.0, gt=0, le=60)
     # Seconds one statement may take.
     database_statement_timeout: float = Field(default=1.5, gt=0, le=60)
+    # The address, the port and the number of processes of `python -m serve`.
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=8000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=256)
+    # Open connections of one process.
+    max_connections: int = Field(default=1000, ge=1, le=100_000)
+    # Seconds for a request's headers, from the first byte; and for that, from the connection's
+    # opening.
+    headers_timeout: float = Field(default=10.0, gt=0, le=60)
+    # Seconds that `python -m serve` keeps a connection between two requests. Whoever closes first
+    # may meet a request on its way, so it is longer than a proxy's, whose 60 s are usual.
+    keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
+    # Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses and networks,
+    # comma-separated, or * for all. uvicorn reads it from the environment as well.
+    forwarded_allow_ips: str = "127.0.0.1,::1"
     # The form of log lines; by default text on a terminal and JSON otherwise.
     log_format: Literal["text", "json"] | None = None
     # The least of what is logged; the line of each request is info.
@@ -78,6 +94,20 @@ class Settings(BaseModel):
         if url is not None and not url.get_secret_value().strip():
             raise ValueError("is blank: set a database URL, or remove the line")
         return url
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _addresses(cls, proxies: str) -> str:
+        if proxies.strip() != "*":
+            for proxy in proxies.split(","):
+                try:
+                    ipaddress.ip_network(proxy.strip())
+                except ValueError:
+                    raise ValueError(
+                        "must be addresses like 10.0.0.7 or networks like 10.0.0.0/8, "
+                        "comma-separated, or * alone"
+                    ) from None
+        return proxies.strip()
 
     @field_validator("log_format", "log_level", mode="before")
     @classmethod
@@ -190,14 +220,15 @@ def get_settings() -> Settings:
 
     Raises SettingsError.
     """
-    return _read(tuple(map(os.environ.get, _NAMES)))
+    # Not one by one: to look for what is not there takes longest.
+    return _read(tuple([(name, os.environ[name]) for name in _NAMES.intersection(os.environ)]))
 
 
-_NAMES = tuple(name.upper() for name in Settings.model_fields)
+_NAMES = frozenset(name.upper() for name in Settings.model_fields)
 
 
 @lru_cache(maxsize=1)
-def _read(_environment: tuple[str | None, ...]) -> Settings:
+def _read(_environment: tuple[tuple[str, str], ...]) -> Settings:
     try:
         # In `.env` a `$` stands for itself: secrets are literal.
         written = {**dotenv_values(".env", interpolate=False), **os.environ}

@@ -257,13 +257,18 @@ class Session(AsyncSession):
         return "sync_session" in vars(self) and self.in_transaction()
 
 
+def new_database(settings: Settings) -> Database:
+    """The database, which has connected to nothing yet. Raises SettingsError for a bad URL."""
+    return (Replicated if settings.database_read_url else Database)(settings)
+
+
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
     """The database for as long as the service runs. Raises SettingsError for a bad DATABASE_URL.
 
     It does not connect: a database that is away is no reason not to start.
     """
-    database = (Replicated if settings.database_read_url else Database)(settings)
+    database = new_database(settings)
     logger.info("tasks are kept in %s", place(database.engine.url))
     try:
         yield database

@@ -35,7 +35,8 @@ def until[T](probe: Callable[[], T | None]) -> T:
 class Service:
     """A `uvicorn main:app` on a free port, its working directory and log in `folder`.
 
-    `arguments` are further ones for uvicorn, such as `--workers`; `sources` where the app is.
+    `arguments` are further ones for uvicorn, such as `--workers`; `sources` where the app is. With
+    `serve` it is a `python -m serve`.
     """
 
     def __init__(
@@ -44,14 +45,21 @@ class Service:
         environment: Mapping[str, str],
         *arguments: str,
         sources: Path = ROOT,
+        serve: bool = False,
     ) -> None:
         self._log = folder / f"service-{secrets.token_hex(4)}.log"
         command = [sys.executable, "-m", "uvicorn", "main:app", "--app-dir", str(sources)]
+        environment = {"PATH": os.environ["PATH"], "LOG_FORMAT": "text", **environment}
+        if serve:
+            command = [sys.executable, "-m", "serve"]
+            environment = {"PYTHONPATH": str(sources), "PORT": "0", **environment}
+        else:
+            command += ["--port", "0"]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--port", "0", *arguments],
+                [*command, *arguments],
                 cwd=folder,
-                env={"PATH": os.environ["PATH"], "LOG_FORMAT": "text", **environment},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -84,7 +92,7 @@ class Service:
 
     def _find_port(self) -> str | None:
         assert self.process.poll() is None, self.log()
-        found = re.search(r"running on http://127\.0\.0\.1:(\d+)", self.log())
+        found = re.search(r"(?:running|serving) on http://127\.0\.0\.1:(\d+)", self.log())
         return found and found[1]
 
     def client(self) -> httpx.AsyncClient:

@@ -43,6 +43,13 @@ SETTINGS = [
     ("DATABASE_POOL_TIMEOUT", 1.0, "0.25", 0.25),
     ("DATABASE_CONNECT_TIMEOUT", 2.0, "5", 5.0),
     ("DATABASE_STATEMENT_TIMEOUT", 1.5, "3.5", 3.5),
+    ("HOST", "127.0.0.1", "0.0.0.0", "0.0.0.0"),  # noqa: S104  # Nothing listens there.
+    ("PORT", 8000, "80", 80),
+    ("WORKERS", 1, "4", 4),
+    ("MAX_CONNECTIONS", 1000, "10", 10),
+    ("HEADERS_TIMEOUT", 10.0, "2.5", 2.5),
+    ("KEEP_ALIVE_TIMEOUT", 75, "5", 5),
+    ("FORWARDED_ALLOW_IPS", "127.0.0.1,::1", " 10.0.0.0/8, ::1 ", "10.0.0.0/8, ::1"),
     ("LOG_FORMAT", None, "JSON", "json"),
     ("LOG_LEVEL", "info", " Warning ", "warning"),
 ]

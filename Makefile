@@ -21,8 +21,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help run token migrate test faults distributed soak e2e fuzz client bench bench-growth
-.PHONY: bench-biglist bench-distributed check format clean
+.PHONY: help run token migrate test faults distributed soak e2e fuzz container client
+.PHONY: bench bench-growth bench-biglist bench-distributed check format clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -62,6 +62,10 @@ e2e: $(BIN)/.ready ## test with a real Better Auth in a real browser; installs C
 fuzz: $(BIN)/.ready ## throw some 20,000 requests at it that schemathesis makes of the OpenAPI document
 	$(UV) run --locked --group fuzz pytest --timeout=1200 tests/fuzz
 
+container: $(BIN)/.ready ## make the image step by step in a bare Debian, and run it; needs root
+	tests/container/install.sh
+	$(UV) run --locked --group container pytest --timeout=600 tests/container
+
 bench: $(BIN)/.ready ## measure it beside three other ways to build it, ten minutes (QUICK=1: one)
 	@benchmarks/install.sh
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
@@ -82,12 +86,13 @@ client: $(BIN)/.ready ## write specs/openapi.json, and the TypeScript types that
 migrate: $(BIN)/.ready ## bring the tables of DATABASE_URL up to date (the service does at its start, too)
 	$(BIN)/alembic upgrade head
 
-check: $(BIN)/.ready ## check the lock file, format, lint, types, and that the migrations make what the models say
+check: $(BIN)/.ready ## check the lock file, format, lint, types, the Dockerfile, and that migrations fit the models
 	@# Both that the lock file fits, and that what it says is installed; make e2e installs more.
 	$(UV) sync --locked --check --inexact --quiet
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
+	$(UV) run --quiet --locked --group container hadolint Dockerfile
 	@rm -f .check.db && export DATABASE_URL=sqlite:///.check.db BETTER_AUTH_URL=http://localhost && \
 		$(BIN)/alembic upgrade head && $(BIN)/alembic check; status=$$?; rm -f .check.db*; exit $$status
 

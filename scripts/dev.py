@@ -17,6 +17,7 @@ from urllib.parse import quote
 import jwt
 import uvicorn
 
+from serve import bound_socket, configuration
 from settings import SettingsError, get_settings
 
 ROOT = Path(__file__).parent.parent
@@ -72,10 +73,14 @@ def openapi_document() -> str:
 class DevelopmentServer(uvicorn.Server):
     """uvicorn, which says what to do next once it serves."""
 
+    def __init__(self, config: uvicorn.Config, host: str) -> None:
+        super().__init__(config)
+        self._host = host
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
-            print(first_steps(self.config.host, self.config.port), flush=True)
+        if self.started and sockets:
+            print(first_steps(self._host, sockets[0].getsockname()[1]), flush=True)
 
 
 def main() -> int:
@@ -99,10 +104,12 @@ def main() -> int:
             case "openapi":
                 print(openapi_document())
             case "run":
-                config = uvicorn.Config("main:app", host=arguments.host, port=arguments.port)
-                server = DevelopmentServer(config)
+                where = {"host": arguments.host, "port": arguments.port, "workers": 1}
+                settings = get_settings().model_copy(update=where)
+                bound = bound_socket(settings)
+                server = DevelopmentServer(configuration(settings), arguments.host)
                 with contextlib.suppress(KeyboardInterrupt):
-                    server.run()
+                    server.run([bound])
                 return 0 if server.started else 3
     except SettingsError as error:
         print(error, file=sys.stderr)

@@ -54,6 +54,10 @@ class PostgreSQL:
         access = self._folder / "pg_hba.conf"
         access.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
 
+    def program(self, name: str) -> Path:
+        """One of PostgreSQL's own programs, of the server's version."""
+        return self._cluster.bin_path / name
+
     def _fill(self) -> None:
         """Make the cluster in the folder."""
         self._cluster.ensure_pgdata_inited()

@@ -1,11 +1,18 @@
 # [Task]: T020 [From]: specs/requirements.md
 """The commands for development."""
 
+import json
+import os
+import signal
+import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import jwt
 import pytest
+from service import PATIENCE, ROOT
 from support import SECRET
 
 from scripts.dev import TOKEN_LIFETIME, first_steps, make_token, write_env
@@ -54,3 +61,43 @@ class TestFirstSteps:
         token = line.partition("Bearer ")[2].partition("'")[0]
         assert jwt.decode(token, SECRET, algorithms=["HS256"])["sub"] == "demo"
         assert "http://localhost:8123/api/demo/tasks" in line
+
+
+class TestRun:
+    def started(self, folder: Path, port: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "scripts.dev", "run", "--port", f"{port}"],
+            cwd=folder,
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": f"{ROOT}",
+                "BETTER_AUTH_SECRET": SECRET,
+                "LOG_FORMAT": "text",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def test_prints_a_line_that_adds_a_task_and_ends_by_ctrl_c(self, tmp_path: Path) -> None:
+        with self.started(tmp_path, 0) as service:
+            assert service.stdout is not None
+            line = ""
+            while not line.startswith("curl "):
+                line = service.stdout.readline()
+            ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+            assert json.loads(ran.stdout)["title"] == "Buy milk"
+            service.send_signal(signal.SIGINT)
+            rest, _ = service.communicate(timeout=PATIENCE)
+        assert service.returncode == 0
+        assert "Traceback" not in rest
+
+    def test_says_in_one_sentence_that_the_port_is_taken(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            service = self.started(tmp_path, port)
+            said, _ = service.communicate(timeout=PATIENCE)
+        assert service.returncode == 3
+        assert said.splitlines() == [
+            f"PORT {port} is in use on 127.0.0.1: stop what listens there, or set another PORT"
+        ]

@@ -22,7 +22,7 @@ unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .PHONY: help run token migrate test faults distributed soak e2e fuzz container client
-.PHONY: bench bench-growth bench-biglist bench-distributed check format clean
+.PHONY: bench bench-growth bench-biglist bench-migration bench-distributed check format clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -75,6 +75,9 @@ bench-growth: $(BIN)/.ready ## measure it with 10 thousand, 1 million and 10 mil
 
 bench-biglist: $(BIN)/.ready ## measure what a user with 100,000 tasks does to others
 	@$(BIN)/python -m benchmarks.biglist
+
+bench-migration: $(BIN)/.ready ## measure how long a write waits while ten million tasks are migrated, three minutes
+	@$(BIN)/python -m benchmarks.migration
 
 bench-distributed: $(BIN)/.ready ## measure what a statement costs on Citus, beside PostgreSQL alone
 	tests/distributed/install.sh

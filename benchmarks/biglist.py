@@ -1,5 +1,6 @@
 # [Task]: T055 [From]: specs/requirements.md
-"""What a user with very many tasks does to others: `make bench-biglist`, a minute.
+"""What a user with very many tasks does to others, and how long a page deep in them takes:
+`make bench-biglist`, two minutes.
 
 One client lists 100,000 tasks again and again, or does not, in turns; another asks for one task of
 its own, one request after the other. The memory is the process's, before the first list and at its
@@ -25,9 +26,12 @@ from postgresql import PostgreSQL
 from service import Service, serving
 from support import Caller
 
+from schemas import PAGE_LENGTH
+
 TASKS = 100_000
 ROUNDS = 5
 SECONDS = 4.0
+PAGES = 1000
 
 FILL = f"""
     INSERT INTO task (user_id, title, description, completed, created_at, updated_at)
@@ -92,6 +96,27 @@ async def measure(service: Service) -> str:
     )
 
 
+async def measure_pages(service: Service) -> str:
+    """The first page and one behind all others but one, in turns."""
+    first, deep = [], []
+    async with service.client() as http:
+        hoarder = Caller(http, "hoarder")
+        place, page = "", await hoarder.get(f"?limit={PAGE_LENGTH}")
+        while "X-Next-Cursor" in page.headers:
+            place = page.headers["X-Next-Cursor"]
+            page = await hoarder.get(f"?limit={PAGE_LENGTH}&cursor={place}")
+        for _ in range(PAGES):
+            for query, times in (("", first), (f"&cursor={place}", deep)):
+                began = time.perf_counter()
+                (await hoarder.get(f"?limit=50{query}")).raise_for_status()
+                times.append(time.perf_counter() - began)
+    beginning, end = statistics.median(first) * 1000, statistics.median(deep) * 1000
+    return (
+        f"a page of 50, median: the first {beginning:.2f} ms, the last of {TASKS:,} tasks "
+        f"{end:.2f} ms, {end / beginning:.2f} times"
+    )
+
+
 async def hoard(port: int) -> None:
     """In a process of its own: list all tasks, say how long the answer is, and go on."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
@@ -108,6 +133,7 @@ def main() -> None:
         with serving(Path(name), DATABASE_URL=server.url()) as service:
             asyncio.run(fill(server.url()))
             print(asyncio.run(measure(service)))
+            print(asyncio.run(measure_pages(service)))
         server.stop("immediate")
 
 

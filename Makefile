@@ -34,7 +34,10 @@ token: $(BIN)/.ready .env ## print a token for development (USER=demo)
 	@$(BIN)/python -m scripts.dev token "$(USER)"
 
 test: $(BIN)/.ready ## run the whole suite, on SQLite and on a real PostgreSQL
-	$(BIN)/pytest --cov --cov-report=term-missing
+	@# Three at a time, each with a PostgreSQL of its own. Time is what some tests are about: what a busy
+	@# machine made fail is run once more, alone.
+	$(BIN)/pytest -n 3 --dist loadscope --cov --cov-report=term-missing || \
+		$(BIN)/pytest --last-failed --last-failed-no-failures=none
 
 faults: $(BIN)/.ready ## break the database, the network and the process; installs PgBouncer if need be
 	tests/faults/install.sh

@@ -61,7 +61,7 @@ class TestProcesses:
             service.process.send_signal(signal.SIGTERM)
             assert service.process.wait(PATIENCE) == 0
         assert time.monotonic() - began < 10
-        assert not any(map(is_running, processes))
+        until(lambda: not any(map(is_running, processes)))
 
     def test_have_one_form_of_log_lines(self, service: Service) -> None:
         httpx.get(f"http://127.0.0.1:{service.port}/health", trust_env=False)

@@ -105,7 +105,7 @@ class TestFind:
             Route("/of/{name}.{kind}", PlainTextResponse("")),
             Route("/of/{rest:path}", PlainTextResponse("")),
         ],
-        ids=repr,
+        ids=["mount", "mondays", "any", "number", "two names", "rest"],
     )
     def test_leaves_to_starlette_what_another_route_may_take(self, before: BaseRoute) -> None:
         later = direct("/of/{user_id}")

@@ -98,7 +98,8 @@ async def measure(service: Service) -> str:
 
 async def measure_pages(service: Service) -> str:
     """The first page and one behind all others but one, in turns."""
-    first, deep = [], []
+    first: list[float] = []
+    deep: list[float] = []
     async with service.client() as http:
         hoarder = Caller(http, "hoarder")
         place, page = "", await hoarder.get(f"?limit={PAGE_LENGTH}")

@@ -25,12 +25,14 @@ from sqlalchemy import (
     case,
     delete,
     desc,
+    false,
     func,
     insert,
     literal_column,
     not_,
     or_,
     select,
+    true,
     tuple_,
     update,
 )
@@ -81,11 +83,14 @@ _new_completed = bindparam("new_completed", type_=Boolean())
 
 
 _owner = _task.user_id == bindparam("owner")
+# As a CASE, since PostgreSQL takes one row in 200 for a NULL before it has counted them, and would
+# sort what it can read in order (tests/faults/test_plans.py).
+_is_there = case((IS_DELETED, false()), else_=true())
 
 
 def _owned(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     """The rows that are tasks of the bind `owner`: what a client may see and change."""
-    return and_(_owner, not_(IS_DELETED), *conditions)
+    return and_(_owner, _is_there, *conditions)
 
 
 _this_task = _owned(_task.id == bindparam("task_id"))

@@ -4,7 +4,9 @@
 cd "$(dirname "$0")/../.."
 source scripts/install.sh
 
-[[ -x /usr/lib/postgresql/15/bin/postgres ]] || from_debian postgresql-15 "PostgreSQL 15"
+# The build of Citus calls what older ones have not.
+[[ $(/usr/lib/postgresql/15/bin/postgres --version 2>/dev/null) =~ \ 15\.([0-9]+) ]] &&
+    ((BASH_REMATCH[1] >= 20)) || from_debian postgresql-15 "PostgreSQL 15"
 [[ -e /usr/lib/postgresql/15/lib/citus.so ]] && exit
 # A build of it may lie beside the project.
 [[ -x ../shared/citus/install ]] || fail "Citus is missing: install version 13 for PostgreSQL 15, as" \

@@ -71,6 +71,12 @@ async def test_stopped_worker_is_a_503_for_its_own_users(
         assert (await caller.post({"title": "afterwards"})).status_code == 201
 
 
+EARLIER_TASK = """
+    INSERT INTO task (user_id, title, completed, created_at, updated_at)
+    VALUES ($1, 'Buy milk', false, now(), now())
+"""
+
+
 async def test_second_start_finds_nothing_to_do(citus_url: str, tmp_path: Path) -> None:
     for _ in range(2):
         with serving(tmp_path, DATABASE_URL=citus_url) as service:
@@ -96,23 +102,36 @@ async def test_users_of_better_auth_can_t_be_referred_to(citus_url: str, tmp_pat
         assert "the foreign key to its users can't be added" in line
 
 
+@pytest.mark.parametrize("tasks", [0, 100])
 async def test_migrations_are_applied_to_a_distributed_table(
-    citus_url: str, tmp_path: Path
+    citus_url: str, tmp_path: Path, tasks: int
 ) -> None:
     """As an earlier service left it, which knew nothing of migrations."""
     connection = await asyncpg.connect(citus_url)
-    for left_out in ("TABLE task_schema", "INDEX ix_task_user_id_created_at_id"):
-        await connection.execute(f"DROP {left_out}")
+    for left_out in (
+        "DROP TABLE task_schema",
+        "DROP INDEX ix_task_user_id_created_at_id",
+        "ALTER TABLE task DROP COLUMN idempotency_key, DROP COLUMN idempotency_mark",
+        "DROP INDEX IF EXISTS ix_task_user_id_created_at_deleted",
+        "ALTER TABLE task DROP COLUMN deleted_at",
+    ):
+        await connection.execute(left_out)
+    for number in range(tasks):
+        await connection.execute(EARLIER_TASK, f"user {number}")
     with serving(tmp_path, DATABASE_URL=citus_url) as service:
         async with service.client() as http:
             await Caller(http, "alice").add()
             assert (await http.get("/health/ready")).status_code == 200
+
+        async def made() -> bool:
+            # The primary key's and ours, on each shard.
+            found = await connection.fetch(
+                "SELECT result FROM run_command_on_shards('task', 'SELECT count(*) FROM pg_index "
+                "WHERE indisvalid AND indrelid = ''%s''::regclass')"
+            )
+            return [row["result"] for row in found] == ["4"] * 4
+
+        await eventually(made)
         assert complaints(service) == []
-    # The primary key's and ours, on each shard.
-    indexes = await connection.fetch(
-        "SELECT result FROM run_command_on_shards("
-        "'task', 'SELECT count(*) FROM pg_index WHERE indrelid = ''%s''::regclass')"
-    )
-    assert [row["result"] for row in indexes] == ["2"] * 4
     assert await connection.fetchval("SELECT version_num FROM task_schema")
     await connection.close()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -63,7 +64,9 @@ async def measure(url: str, folder: Path) -> tuple[list[float], float]:
     writers = [asyncio.create_task(write(url, stop, waits)) for _ in range(WRITERS)]
     await asyncio.sleep(BEFORE_AND_AFTER)
     began = time.monotonic()
-    with serving(folder, DATABASE_URL=url) as service:
+    with ExitStack() as stack:
+        # In a thread, since it waits for the service, and the writers must not wait with it.
+        service = await asyncio.to_thread(stack.enter_context, serving(folder, DATABASE_URL=url))
         async with asyncio.timeout(TIMEOUT):
             # Nobody tells but the log: one line for each index.
             while service.log().count("is there") < INDEXES:  # noqa: ASYNC110

@@ -1,16 +1,18 @@
 # [Task]: T015 [From]: specs/requirements.md
 """The suite's fixtures: both databases, the app with its lifespan run, and callers of it."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 
 import asyncpg
 import httpx
 import pytest
 from cluster import DISTRIBUTE, Cluster, citus
-from databases import execute, opened
+from databases import execute, opened, started
 from postgresql import PostgreSQL
 from support import SECRET, Caller
 
@@ -50,6 +52,38 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/tasks.db"
 
 
+# What a start makes takes a tenth of a second, which a start of each test's own would make minutes.
+
+
+@pytest.fixture(scope="session")
+def postgresql_tables(postgresql_server: PostgreSQL) -> str:
+    """SQL that makes what a start makes."""
+    url = postgresql_server.url("tables")
+    asyncio.run(execute(postgresql_server.url(), "CREATE DATABASE tables"))
+    asyncio.run(started(url))
+    return postgresql_server.dump("tables")
+
+
+@pytest.fixture
+def ready_postgresql_url(postgresql_url: str, postgresql_tables: str) -> str:
+    asyncio.run(execute(postgresql_url, postgresql_tables))
+    return postgresql_url
+
+
+@pytest.fixture(scope="session")
+def sqlite_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as a start leaves it."""
+    file = tmp_path_factory.mktemp("tables") / "tasks.db"
+    asyncio.run(started(f"sqlite:///{file}"))
+    return file
+
+
+@pytest.fixture
+def ready_sqlite_url(sqlite_url: str, sqlite_tables: Path) -> str:
+    copyfile(sqlite_tables, sqlite_url.removeprefix("sqlite:///"))
+    return sqlite_url
+
+
 @pytest.fixture(scope="session")
 def citus_cluster() -> Iterator[Cluster]:
     with citus() as cluster:
@@ -57,12 +91,11 @@ def citus_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-async def citus_url(citus_cluster: Cluster) -> str:
+def ready_citus_url(citus_cluster: Cluster) -> str:
     """The URL of a cluster whose table of tasks is distributed, and empty."""
-    url = await citus_cluster.empty()
-    async with opened(url):
-        pass
-    await execute(url, DISTRIBUTE)
+    url = asyncio.run(citus_cluster.empty())
+    asyncio.run(started(url))
+    asyncio.run(execute(url, DISTRIBUTE))
     return url
 
 
@@ -72,6 +105,14 @@ DATABASES = os.environ.get("TEST_DATABASES", "sqlite postgresql").split()
 
 @pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a database as a start leaves it, of each kind in turn."""
+    url: str = request.getfixturevalue(f"ready_{request.param}_url")
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a database as a first start finds it, of each kind in turn."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
 

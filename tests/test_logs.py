@@ -33,9 +33,9 @@ def uvicorn_handler(name: str) -> tuple[logging.StreamHandler[io.StringIO], io.S
 
 
 @pytest.fixture
-def database_url(sqlite_url: str) -> str:
+def database_url(ready_sqlite_url: str) -> str:
     """One database will do: nothing here depends on which."""
-    return sqlite_url
+    return ready_sqlite_url
 
 
 @contextmanager

@@ -51,15 +51,15 @@ class TestMigrations:
         assert versions() == graph[::-1]
         assert versions() == [f"{number:04}" for number in range(1, len(graph) + 1)]
 
-    def test_make_what_the_models_say(self, database_url: str) -> None:
-        assert alembic(database_url, "upgrade", "head").returncode == 0
-        checked = alembic(database_url, "check")
+    def test_make_what_the_models_say(self, empty_url: str) -> None:
+        assert alembic(empty_url, "upgrade", "head").returncode == 0
+        checked = alembic(empty_url, "check")
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
-    def test_can_be_taken_back(self, database_url: str) -> None:
-        assert alembic(database_url, "upgrade", "head").returncode == 0
-        assert alembic(database_url, "downgrade", "base").returncode == 0
-        assert alembic(database_url, "check").returncode != 0
+    def test_can_be_taken_back(self, empty_url: str) -> None:
+        assert alembic(empty_url, "upgrade", "head").returncode == 0
+        assert alembic(empty_url, "downgrade", "base").returncode == 0
+        assert alembic(empty_url, "check").returncode != 0
 
     async def test_compare_the_task_table_alone(self, postgresql_url: str) -> None:
         connection = await asyncpg.connect(postgresql_url)
@@ -125,10 +125,10 @@ class TestStart:
         assert "newer version" in log.text
 
     async def test_of_a_missing_version_brings_the_tables_up_to_date(
-        self, database_url: str, monkeypatch: pytest.MonkeyPatch
+        self, empty_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert alembic(database_url, "upgrade", "head").returncode == 0
-        monkeypatch.setenv("DATABASE_URL", database_url)
+        assert alembic(empty_url, "upgrade", "head").returncode == 0
+        monkeypatch.setenv("DATABASE_URL", empty_url)
         async with open_database(get_settings()) as database:
             await upgrade_tables(database)
             await keep_tables(database)
@@ -177,29 +177,29 @@ class TestRecipe:
         return shlex.split(found[1])
 
     async def test_adds_a_column_to_a_table_in_use(
-        self, tmp_path: Path, sources: Path, database_url: str
+        self, tmp_path: Path, sources: Path, empty_url: str
     ) -> None:
-        with served(tmp_path, sources, database_url) as service:
+        with served(tmp_path, sources, empty_url) as service:
             async with service.client() as http:
                 await Caller(http, "alice").add()
         models = sources / "models.py"
         before, field, after = models.read_text().rpartition(FIELD)
         assert field
         models.write_text(before + NEW_FIELD + field + after)
-        made = alembic(database_url, *self.command(), sources=sources)
+        made = alembic(empty_url, *self.command(), sources=sources)
         assert made.returncode == 0, made.stderr
         number = f"{len(versions()) + 1:04}"
         [migration] = (sources / "migrations/versions").glob(f"{number}_*.py")
         assert "sqlmodel" not in migration.read_text()
         for start in ("first", "second"):
-            with served(tmp_path, sources, database_url) as service:
+            with served(tmp_path, sources, empty_url) as service:
                 async with service.client() as http:
                     assert (await http.get("/health/ready")).status_code == 200
                     assert len((await Caller(http, "alice").get()).json()) == 1
                 assert "newer version" not in service.log(), start
-        assert await stored(database_url, "SELECT colour FROM task") == [""]
-        assert await stored(database_url, "SELECT version_num FROM task_schema") == [number]
-        checked = alembic(database_url, "check", sources=sources)
+        assert await stored(empty_url, "SELECT colour FROM task") == [""]
+        assert await stored(empty_url, "SELECT version_num FROM task_schema") == [number]
+        checked = alembic(empty_url, "check", sources=sources)
         assert checked.returncode == 0, checked.stdout
 
 
@@ -212,7 +212,7 @@ def upgrade() -> None:
 
 class TestMigrationWithABug:
     async def test_is_said_plainly_and_tried_again(
-        self, tmp_path: Path, sources: Path, database_url: str
+        self, tmp_path: Path, sources: Path, empty_url: str
     ) -> None:
         number, before = f"{len(versions()) + 1:04}", versions()[-1]
         folder = sources / "migrations/versions"
@@ -223,7 +223,7 @@ class TestMigrationWithABug:
         patient = tables.read_text()
         assert "BUG_RETRY_INTERVAL = 30.0" in patient
         tables.write_text(patient.replace("BUG_RETRY_INTERVAL = 30.0", "BUG_RETRY_INTERVAL = 0.2"))
-        with served(tmp_path, sources, database_url) as service:
+        with served(tmp_path, sources, empty_url) as service:
             async with service.client() as http:
                 assert (await http.get("/health")).status_code == 200
                 assert (await http.get("/health/ready")).status_code == 503

@@ -318,6 +318,7 @@ class TestPostgreSQLFailures:
     async def test_id_beyond_the_column_of_an_earlier_table_is_no_task(
         self, database_url: str
     ) -> None:
+        await execute(database_url, "DROP TABLE task, task_schema")
         await execute(database_url, EARLIER_TABLE["postgresql"])
         async with opened(database_url) as database:
             session = Session(database)

@@ -37,32 +37,32 @@ def kind(url: str) -> str:
 
 
 class TestTables:
-    async def test_are_the_tasks_and_a_note_of_their_version(self, database_url: str) -> None:
-        async with opened(database_url):
-            made = set(await stored(database_url, RELATIONS[kind(database_url)]))
+    async def test_are_the_tasks_and_a_note_of_their_version(self, empty_url: str) -> None:
+        async with opened(empty_url):
+            made = set(await stored(empty_url, RELATIONS[kind(empty_url)]))
         expected = {"task", "task_schema", *(index.name for index in TASK_TABLE.indexes)}
-        if kind(database_url) == "postgresql":
+        if kind(empty_url) == "postgresql":
             expected |= {"task_pkey", "task_id_seq", "task_schema_pkc"}
         assert made == expected
 
-    async def test_keeps_what_an_earlier_start_made(self, database_url: str) -> None:
-        async with opened(database_url) as database:
+    async def test_keeps_what_an_earlier_start_made(self, empty_url: str) -> None:
+        async with opened(empty_url) as database:
             await CREATE.rows(Session(database), **new("kept"))
-        async with opened(database_url) as database:
+        async with opened(empty_url) as database:
             [row] = await LIST.rows(Session(database), owner="alice")
         assert row["title"] == "kept"
 
-    async def test_uses_the_table_of_an_earlier_backend(self, database_url: str) -> None:
-        await execute(database_url, EARLIER_TABLE[kind(database_url)])
-        await execute(database_url, EARLIER_INDEX_AND_ROW)
-        async with opened(database_url) as database:
-            made = set(await stored(database_url, RELATIONS[kind(database_url)]))
+    async def test_uses_the_table_of_an_earlier_backend(self, empty_url: str) -> None:
+        await execute(empty_url, EARLIER_TABLE[kind(empty_url)])
+        await execute(empty_url, EARLIER_INDEX_AND_ROW)
+        async with opened(empty_url) as database:
+            made = set(await stored(empty_url, RELATIONS[kind(empty_url)]))
             [row] = await LIST.rows(Session(database), owner="alice")
             [added] = await CREATE.rows(Session(database), **new("new"))
         assert "ix_task_user_id" in made
         assert (row["id"], row["title"], row["completed"]) == (1, "old", True)
         assert added["id"] == 2
-        assert await stored(database_url) == ["old", "new"]
+        assert await stored(empty_url) == ["old", "new"]
 
     async def test_eight_at_once_on_an_empty_database(
         self, postgresql_url: str, caplog: pytest.LogCaptureFixture

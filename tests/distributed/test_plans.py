@@ -9,10 +9,10 @@ from statements import STATEMENTS, prepared
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-async def test_statement_is_one_task(citus_url: str, name: str) -> None:
+async def test_statement_is_one_task(ready_citus_url: str, name: str) -> None:
     sql, arguments = prepared(STATEMENTS[name])
     written_out = re.sub(r"\$(\d+)", lambda number: arguments[int(number[1]) - 1], sql)
-    connection = await asyncpg.connect(citus_url)
+    connection = await asyncpg.connect(ready_citus_url)
     rows = await connection.fetch(f"EXPLAIN (VERBOSE, COSTS OFF) {written_out}")
     plan = "\n".join(row[0] for row in rows)
     assert "Custom Scan (Citus" in plan
@@ -24,9 +24,9 @@ async def test_statement_is_one_task(citus_url: str, name: str) -> None:
     await connection.close()
 
 
-async def test_statement_of_no_user_is_more(citus_url: str) -> None:
+async def test_statement_of_no_user_is_more(ready_citus_url: str) -> None:
     """What the other test would find."""
-    connection = await asyncpg.connect(citus_url)
+    connection = await asyncpg.connect(ready_citus_url)
     rows = await connection.fetch("EXPLAIN SELECT * FROM task WHERE id = 1")
     await connection.close()
     assert "Task Count: 4" in "\n".join(row[0] for row in rows)

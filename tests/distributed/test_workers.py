@@ -16,8 +16,8 @@ BOUND = 6.0
 
 
 @pytest.fixture
-async def http(citus_url: str, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    with serving(tmp_path, DATABASE_URL=citus_url) as service:
+async def http(ready_citus_url: str, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    with serving(tmp_path, DATABASE_URL=ready_citus_url) as service:
         async with service.client() as http:
             yield http
         assert "Traceback" not in service.log()
@@ -43,11 +43,11 @@ async def users_of(url: str, port: int, count: int) -> list[str]:
 
 
 async def test_stopped_worker_is_a_503_for_its_own_users(
-    citus_cluster: Cluster, citus_url: str, http: httpx.AsyncClient
+    citus_cluster: Cluster, ready_citus_url: str, http: httpx.AsyncClient
 ) -> None:
     gone, there = citus_cluster.workers
-    unlucky = [Caller(http, user) for user in await users_of(citus_url, gone.port, 5)]
-    lucky = [Caller(http, user) for user in await users_of(citus_url, there.port, 5)]
+    unlucky = [Caller(http, user) for user in await users_of(ready_citus_url, gone.port, 5)]
+    lucky = [Caller(http, user) for user in await users_of(ready_citus_url, there.port, 5)]
     tasks = {caller.user: await caller.add("before") for caller in unlucky + lucky}
     gone.stop("immediate")
     try:
@@ -77,9 +77,9 @@ EARLIER_TASK = """
 """
 
 
-async def test_second_start_finds_nothing_to_do(citus_url: str, tmp_path: Path) -> None:
+async def test_second_start_finds_nothing_to_do(ready_citus_url: str, tmp_path: Path) -> None:
     for _ in range(2):
-        with serving(tmp_path, DATABASE_URL=citus_url) as service:
+        with serving(tmp_path, DATABASE_URL=ready_citus_url) as service:
             async with service.client() as http:
                 await Caller(http, "alice").add()
                 assert (await http.get("/health/ready")).status_code == 200
@@ -90,11 +90,13 @@ def complaints(service: Service) -> list[str]:
     return [line for line in service.log().splitlines() if not line.startswith("INFO")]
 
 
-async def test_users_of_better_auth_can_t_be_referred_to(citus_url: str, tmp_path: Path) -> None:
-    connection = await asyncpg.connect(citus_url)
+async def test_users_of_better_auth_can_t_be_referred_to(
+    ready_citus_url: str, tmp_path: Path
+) -> None:
+    connection = await asyncpg.connect(ready_citus_url)
     await connection.execute('CREATE TABLE "user" (id text PRIMARY KEY)')
     await connection.close()
-    with serving(tmp_path, DATABASE_URL=citus_url) as service:
+    with serving(tmp_path, DATABASE_URL=ready_citus_url) as service:
         async with service.client() as http:
             task = await Caller(http, "alice").add()
             assert (await Caller(http, "alice").get()).json() == [task]
@@ -104,10 +106,10 @@ async def test_users_of_better_auth_can_t_be_referred_to(citus_url: str, tmp_pat
 
 @pytest.mark.parametrize("tasks", [0, 100])
 async def test_migrations_are_applied_to_a_distributed_table(
-    citus_url: str, tmp_path: Path, tasks: int
+    ready_citus_url: str, tmp_path: Path, tasks: int
 ) -> None:
     """As an earlier service left it, which knew nothing of migrations."""
-    connection = await asyncpg.connect(citus_url)
+    connection = await asyncpg.connect(ready_citus_url)
     for left_out in (
         "DROP TABLE task_schema",
         "DROP INDEX ix_task_user_id_created_at_id",
@@ -118,7 +120,7 @@ async def test_migrations_are_applied_to_a_distributed_table(
         await connection.execute(left_out)
     for number in range(tasks):
         await connection.execute(EARLIER_TASK, f"user {number}")
-    with serving(tmp_path, DATABASE_URL=citus_url) as service:
+    with serving(tmp_path, DATABASE_URL=ready_citus_url) as service:
         async with service.client() as http:
             await Caller(http, "alice").add()
             assert (await http.get("/health/ready")).status_code == 200

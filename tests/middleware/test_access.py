@@ -60,9 +60,9 @@ class Log(io.StringIO):
 
 
 @pytest.fixture
-def database_url(sqlite_url: str) -> str:
+def database_url(ready_sqlite_url: str) -> str:
     """One database will do: nothing here depends on which."""
-    return sqlite_url
+    return ready_sqlite_url
 
 
 @pytest.fixture

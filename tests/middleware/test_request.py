@@ -68,9 +68,9 @@ async def send(
 
 
 @pytest.fixture
-def database_url(sqlite_url: str) -> str:
+def database_url(ready_sqlite_url: str) -> str:
     """One database will do: nothing here depends on which."""
-    return sqlite_url
+    return ready_sqlite_url
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:

@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help run token migrate test faults distributed soak e2e fuzz container client
+.PHONY: help run token migrate test coverage mutants faults distributed soak e2e fuzz container client
 .PHONY: bench bench-growth bench-biglist bench-migration bench-distributed check format clean
 
 help: ## list these commands
@@ -36,8 +36,14 @@ token: $(BIN)/.ready .env ## print a token for development (USER=demo)
 test: $(BIN)/.ready ## run the whole suite, on SQLite and on a real PostgreSQL
 	@# Three at a time, each with a PostgreSQL of its own. Time is what some tests are about: what a busy
 	@# machine made fail is run once more, alone.
+	$(BIN)/pytest -n 3 --dist loadscope || $(BIN)/pytest --last-failed --last-failed-no-failures=none
+
+coverage: $(BIN)/.ready ## the same suite, and which lines and branches of the sources it has not run
 	$(BIN)/pytest -n 3 --dist loadscope --cov --cov-report=term-missing || \
 		$(BIN)/pytest --last-failed --last-failed-no-failures=none
+
+mutants: $(BIN)/.ready ## change 120 places of the sources, one at a time, and see whether a test tells
+	$(BIN)/python -m scripts.mutants
 
 faults: $(BIN)/.ready ## break the database, the network and the process; installs PgBouncer if need be
 	tests/faults/install.sh
@@ -116,13 +122,18 @@ clean: ## remove what was installed, but neither .env nor the tasks
 # Installed again only when what is asked for has changed. uv brings its own Python where 3.13 is
 # missing.
 $(BIN)/.ready: uv.lock pyproject.toml .python-version | $(filter .uv/%,$(UV))
-	@$(UV) sync --locked
+	@$(UV) sync --locked || { echo "Not installed, for the reason above: mend it, and run make again." >&2; exit 1; }
 	@touch $@
 
 # No uv of one's own: one in an ignored folder, made with whichever Python 3 works here.
 .uv/bin/uv:
+	@echo "Installing uv, and with it the rest, into this folder: a minute or so, once."
 	@for python in python3 /usr/bin/python3 /usr/local/bin/python3 python; do \
-		$$python -m venv .uv 2>/dev/null && .uv/bin/pip install --quiet uv && exit 0; \
+		$$python -m venv .uv 2>/dev/null && break; \
 	done; \
-	echo "Neither uv nor a Python 3 with venv is here: install uv, or Debian's python3-venv." >&2; \
-	exit 1
+	test -x .uv/bin/pip || { \
+		echo "Neither uv nor a Python 3 with venv is here: install uv, or Debian's python3-venv." >&2; exit 1; \
+	}
+	@.uv/bin/pip install -qq --retries 1 uv || { \
+		echo "uv can't be fetched: see that this machine reaches the internet, or install uv." >&2; exit 1; \
+	}

@@ -57,7 +57,7 @@ class PostgreSQL:
 
     def dump(self, database: str) -> str:
         """SQL that makes what is in a database in an empty one."""
-        command = [self.program("pg_dump"), "--inserts", "--no-owner", self.url(database)]
+        command = [str(self.program("pg_dump")), "--inserts", "--no-owner", self.url(database)]
         script = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         # What is left out are words to psql, such as \\restrict.
         return "\n".join(line for line in script.splitlines() if not line.startswith("\\"))

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -101,3 +102,30 @@ class TestRun:
         assert said.splitlines() == [
             f"PORT {port} is in use on 127.0.0.1: stop what listens there, or set another PORT"
         ]
+
+
+class TestInstallation:
+    """`make` where uv is to be installed, and can't be: it ends in one sentence."""
+
+    def make(self, folder: Path, **environment: str) -> list[str]:
+        shutil.copy(ROOT / "Makefile", folder)
+        made = subprocess.run(
+            ["/usr/bin/make", ".uv/bin/uv"],
+            cwd=folder,
+            env={"PATH": "/usr/bin:/bin", "HOME": f"{folder}", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert made.returncode != 0
+        assert "Installing uv" in made.stdout
+        return [line for line in made.stderr.splitlines() if not line.startswith("make: ")]
+
+    def test_tells_of_a_missing_network(self, tmp_path: Path) -> None:
+        nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
+        assert "uv can't be fetched" in self.make(tmp_path, **nowhere)[-1]
+
+    def test_tells_of_a_python_without_venv(self, tmp_path: Path) -> None:
+        # Each Python that make tries makes its environment where there may be none.
+        (tmp_path / ".uv").write_text("")
+        assert "Neither uv nor a Python 3 with venv" in self.make(tmp_path)[-1]

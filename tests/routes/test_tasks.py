@@ -195,6 +195,11 @@ class TestCreate:
 class TestBody:
     """What POST, PUT and PATCH have in common: how a body is read."""
 
+    @pytest.fixture
+    def database_url(self, ready_sqlite_url: str) -> str:
+        """One database will do: a body is read before one is asked."""
+        return ready_sqlite_url
+
     @pytest.fixture(params=["POST", "PUT", "PATCH"])
     async def send(self, request: pytest.FixtureRequest, alice: Caller) -> Callable[..., Any]:
         task = await alice.add()

@@ -293,6 +293,12 @@ class TestAllowedOrigins:
         assert reason in message
 
 
+class TestForwardedAllowIPs:
+    def test_may_be_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+        assert value_of("FORWARDED_ALLOW_IPS") == "*"
+
+
 class TestMessages:
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -310,6 +316,7 @@ class TestMessages:
             ("DATABASE_CONNECT_TIMEOUT", "-1"),
             ("DATABASE_CONNECT_TIMEOUT", "inf"),
             ("DATABASE_STATEMENT_TIMEOUT", ""),
+            ("FORWARDED_ALLOW_IPS", "hunter2"),
             ("LOG_FORMAT", "xml"),
             ("LOG_LEVEL", "loud"),
             ("LOG_LEVEL", ""),

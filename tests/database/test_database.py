@@ -84,6 +84,18 @@ async def read(database: Replicated) -> str:
     return title
 
 
+class TestReady:
+    async def test_is_one_that_has_its_tables_and_was_seen_working(self, database_url: str) -> None:
+        async with open_database(settings_for(database_url)) as database:
+            assert not database.seen_working
+            database.works()
+            assert not await database.is_ready()
+            database.tables_ready = True
+            assert await database.is_ready()
+            database.fails("a test says so")
+            assert not database.seen_working
+
+
 class TestReplica:
     async def test_is_read_once_it_has_been_seen_working(
         self, postgresql_url: str, replica_url: str

@@ -29,11 +29,11 @@ async def begun(gate: Gate, name: str, passed: list[str]) -> asyncio.Task[None]:
 class TestGate:
     async def test_lets_in_as_many_as_it_has_permits(self) -> None:
         gate = Gate(permits=2, patience=0.05)
-        async with gate, gate:
-            with pytest.raises(DatabaseUnavailable):
-                await gate.__aenter__()
-        async with gate, gate:
-            assert gate.waiting == 0
+        for _ in range(2):  # Who has left makes room for one.
+            async with gate, gate:
+                with pytest.raises(DatabaseUnavailable):
+                    await gate.__aenter__()
+        assert gate.waiting == 0
 
     async def test_lets_nobody_overtake(self, gate: Gate) -> None:
         passed: list[str] = []

@@ -58,6 +58,13 @@ WAYS = ("direct", "overridden", "included")
 
 
 class TestDirectRoute:
+    def test_takes_annotations_that_are_text(self) -> None:
+        # As all are where a module has `from __future__ import annotations`.
+        async def endpoint() -> "Response": ...  # type: ignore[empty-body]
+
+        [route] = direct(endpoint).routes
+        assert isinstance(route, DirectRoute)
+
     def test_is_what_every_task_endpoint_is(self) -> None:
         routes = [route for route in service.routes if "/tasks" in getattr(route, "path", "")]
         assert len(routes) == 6

@@ -804,12 +804,17 @@ class TestPreflights:
 
 
 # The variable at fault and its value; None is not set at all.
-# One of each kind: tests/test_settings.py has the others.
 BAD_SETTINGS = {
     "secret-missing": ("BETTER_AUTH_SECRET", None),
     "secret-short": ("BETTER_AUTH_SECRET", "hunter2-too-short"),
+    "origins-any": ("ALLOWED_ORIGINS", "*"),
     "origins-path": ("ALLOWED_ORIGINS", "https://app.example.com/hunter2"),
+    "url-nonsense": ("DATABASE_URL", "nonsense"),
+    "url-mysql": ("DATABASE_URL", "mysql://u:hunter2@h/db"),
+    "url-sslmode": ("DATABASE_URL", "postgresql://u:hunter2@h/db?sslmode=bogus"),
     "url-port": ("DATABASE_URL", "postgresql://u:hunter2@h:port/db"),
+    "url-blank": ("DATABASE_URL", " "),
+    "pool-size": ("DATABASE_POOL_SIZE", "abc"),
 }
 
 

@@ -192,13 +192,12 @@ class TestCreate:
         assert (await alice.get(f"/{task['id']}")).json()["title"] == title
 
 
+# Where an answer is given before a database is asked.
+on_one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
 class TestBody:
     """What POST, PUT and PATCH have in common: how a body is read."""
-
-    @pytest.fixture
-    def database_url(self, ready_sqlite_url: str) -> str:
-        """One database will do: a body is read before one is asked."""
-        return ready_sqlite_url
 
     @pytest.fixture(params=["POST", "PUT", "PATCH"])
     async def send(self, request: pytest.FixtureRequest, alice: Caller) -> Callable[..., Any]:
@@ -212,6 +211,7 @@ class TestBody:
 
         return send
 
+    @on_one_database
     @pytest.mark.parametrize(
         "content",
         [
@@ -295,6 +295,7 @@ class TestBody:
         )
         assert response.is_success
 
+    @on_one_database
     @pytest.mark.parametrize(
         "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "json"]
     )

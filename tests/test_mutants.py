@@ -1,0 +1,25 @@
+# [Task]: T066 [From]: specs/requirements.md
+"""What `make mutants` makes of a module."""
+
+import ast
+
+import pytest
+
+from scripts.mutants import ROOT, mutants
+
+
+@pytest.mark.parametrize("module", ["queries.py", "database/gate.py", "tokens/verify.py"])
+def test_mutants_are_the_module_with_one_place_changed(module: str) -> None:
+    source = ast.unparse(ast.parse((ROOT / module).read_text())).splitlines()
+    made = list(mutants(ROOT / module))
+    assert len(made) >= 10
+    for mutant in made:
+        changed = ast.unparse(ast.parse(mutant.source)).splitlines()
+        assert mutant.module == module
+        assert len(set(changed) - set(source)) == 1, mutant.change
+
+
+def test_mutants_of_a_gate_are_those_that_a_reader_would_name() -> None:
+    changes = {mutant.change for mutant in mutants(ROOT / "database/gate.py")}
+    assert "1 -> 2" in changes
+    assert any(change.startswith("turn.done() -> not (") for change in changes)

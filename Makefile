@@ -82,8 +82,8 @@ bench: $(BIN)/.ready ## measure it beside three other ways to build it, ten minu
 bench-growth: $(BIN)/.ready ## measure it with 10 thousand, 1 million and 10 million tasks, five minutes
 	@$(BIN)/python -m benchmarks.growth
 
-bench-biglist: $(BIN)/.ready ## measure what a user with 100,000 tasks does to others
-	@$(BIN)/python -m benchmarks.biglist
+bench-biglist: $(BIN)/.ready ## measure what a user with 100,000 tasks does to others (ROWS=10000)
+	@$(BIN)/python -m benchmarks.biglist $(if $(ROWS),--rows $(ROWS))
 
 bench-migration: $(BIN)/.ready ## measure how long a write waits while ten million tasks are migrated, three minutes
 	@$(BIN)/python -m benchmarks.migration

@@ -1,12 +1,13 @@
 # [Task]: T055 [From]: specs/requirements.md
 """What a user with very many tasks does to others, and how long a page deep in them takes:
-`make bench-biglist`, two minutes.
+`make bench-biglist`, two minutes; with ROWS=10000000 tasks of others beside them, five.
 
 One client lists 100,000 tasks again and again, or does not, in turns; another asks for one task of
 its own, one request after the other. The memory is the process's, before the first list and at its
 peak.
 """
 
+import argparse
 import asyncio
 import signal
 import statistics
@@ -19,13 +20,11 @@ from typing import cast
 
 import asyncpg
 import httpx
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from postgresql import PostgreSQL
+from faults.stage import postgresql
 from service import Service, serving
 from support import Caller
 
+from benchmarks.growth import create_table
 from schemas import PAGE_LENGTH
 
 TASKS = 100_000
@@ -73,7 +72,8 @@ async def measure(service: Service) -> str:
         await times_of_get_one(other, task["id"])
         before = peak_kib(service)
         hoarder = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "benchmarks.biglist", str(service.port), stdout=subprocess.PIPE
+            *(sys.executable, "-m", "benchmarks.biglist", "--hoard", f"{service.port}"),
+            stdout=subprocess.PIPE,
         )
         size = int(await cast(asyncio.StreamReader, hoarder.stdout).readline())
         after = peak_kib(service)
@@ -126,16 +126,16 @@ async def hoard(port: int) -> None:
         await list_again_and_again(hoarder)
 
 
-def main() -> None:
-    with TemporaryDirectory(prefix="task-api-") as name:
-        Path(name, "data").mkdir()
-        server = PostgreSQL(Path(name, "data"))
-        server.start()
-        with serving(Path(name), DATABASE_URL=server.url()) as service:
-            asyncio.run(fill(server.url()))
+def main(rows: int) -> None:
+    with (
+        postgresql(shared_buffers="4GB", max_wal_size="8GB") as server,
+        TemporaryDirectory() as name,
+    ):
+        table = create_table(server, Path(name), rows)
+        with serving(Path(name), DATABASE_URL=table.url) as service:
+            asyncio.run(fill(table.url))
             print(asyncio.run(measure(service)))
             print(asyncio.run(measure_pages(service)))
-        server.stop("immediate")
 
 
 async def fill(url: str) -> None:
@@ -145,7 +145,11 @@ async def fill(url: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        asyncio.run(hoard(int(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=10_000, help="tasks of others")
+    parser.add_argument("--hoard", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.hoard:
+        asyncio.run(hoard(given.hoard))
     else:
-        main()
+        main(given.rows)

@@ -4,6 +4,7 @@
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 
 from errors import DatabaseUnavailable
 from logs import Outage
@@ -46,7 +47,8 @@ class Gate:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._line.remove(turn)
+                with suppress(ValueError):  # Whoever left in the same moment passed it over.
+                    self._line.remove(turn)
             elif turn.exception() is None:  # It came in the same moment.
                 self._pass_on()
             raise

@@ -78,6 +78,19 @@ class TestGate:
         assert passed == ["patient"]
         await pass_through(gate, "after", passed)
 
+    async def test_passes_over_who_gave_up_a_moment_before(self, gate: Gate) -> None:
+        passed: list[str] = []
+        await gate.__aenter__()
+        gone = await begun(gate, "gone", passed)
+        patient = await begun(gate, "patient", passed)
+        gone.cancel()
+        await gate.__aexit__()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        await patient
+        assert passed == ["patient"]
+        await pass_through(gate, "after", passed)
+
     async def test_gives_the_permit_back_after_an_error(self, gate: Gate) -> None:
         for _ in range(2):
             with pytest.raises(ValueError, match="in the gate"):

@@ -12,6 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from database.database import Database, Session, open_database
 from database.execute import Statement
+from database.failures import DRIVER_ERRORS
 from errors import DatabaseUnavailable
 
 __all__ = ["Database", "Session", "SessionDep", "Statement", "get_session", "open_database"]
@@ -31,15 +32,17 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     database = primary.for_reading() if request.method in _READING else primary
     session = Session(database, primary)
     async with database.gate:
-        with database.watched():
-            try:
-                yield session
-                if session.has_begun:
-                    await session.commit()
-                    database.works()
-            finally:
-                if session.has_begun:
-                    await session.close()
+        try:
+            yield session
+            if session.has_begun:
+                await session.commit()
+                database.works()
+        except DRIVER_ERRORS as error:
+            database.note(error)
+            raise
+        finally:
+            if session.has_begun:
+                await session.close()
 
 
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]

@@ -4,8 +4,9 @@
 What a client may send and sees is in schemas.py.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -93,10 +94,19 @@ class RFC3339(TypeDecorator[str]):
         # On SQLite it comes as the text that it is to be.
         return dialect.type_descriptor(String() if dialect.name == "sqlite" else self.impl_instance)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        if dialect.name == "sqlite" or value is None:
-            return cast(str | None, value)
-        return f"{value.astimezone(UTC).isoformat(timespec='microseconds')[:-6]}Z"
+    def result_processor(
+        self,
+        dialect: Dialect,
+        coltype: object,  # noqa: ARG002  # A part of the interface.
+    ) -> Callable[[datetime | None], str | None] | None:
+        # In place of process_result_value, around which SQLAlchemy puts a function of its own.
+        return None if dialect.name == "sqlite" else _written
+
+
+def _written(instant: datetime | None) -> str | None:
+    if instant is None:
+        return None
+    return f"{instant.astimezone(UTC).isoformat('T', 'microseconds')[:-6]}Z"
 
 
 class rfc3339(FunctionElement[str]):  # named as a SQL function would be

@@ -182,6 +182,8 @@ class _Compiled:
         found = await self._run(connection, self.sql, *arguments)
         if not self._converters:
             return found
+        if len(found) <= AT_A_TIME:
+            return list(map(self._converted, found))
         records: list[Record] = []
         for some in batched(found, AT_A_TIME, strict=False):
             if records:

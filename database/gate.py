@@ -3,8 +3,7 @@
 
 import asyncio
 import logging
-from collections import deque
-from contextlib import suppress
+from collections import OrderedDict
 
 from errors import DatabaseUnavailable
 from logs import Outage
@@ -22,7 +21,10 @@ class Gate:
     def __init__(self, permits: int, patience: float) -> None:
         self._permits = self._free = permits
         self._patience = patience
-        self._line: deque[asyncio.Future[None]] = deque()
+        # Who waits, and until when. All are as patient, so that the first is the first to give up,
+        # and one timer does for all: one for each takes longer than the rest of this.
+        self._line: OrderedDict[asyncio.Future[None], float] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
         self._overload = Outage(logger, "requests find no free connection in time")
 
     @property
@@ -41,35 +43,40 @@ class Gate:
             return
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
-        self._line.append(turn)
-        timer = loop.call_later(self._patience, self._turn_away, turn)
+        self._line[turn] = loop.time() + self._patience
+        if self._timer is None:
+            self._timer = loop.call_later(self._patience, self._turn_away)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                with suppress(ValueError):  # Whoever left in the same moment passed it over.
-                    self._line.remove(turn)
+                self._line.pop(turn, None)  # Whoever left in the same moment passed it over.
             elif turn.exception() is None:  # It came in the same moment.
                 self._pass_on()
             raise
-        finally:
-            timer.cancel()
 
     async def __aexit__(self, *_: object) -> None:
         self._pass_on()
 
     def _pass_on(self) -> None:
         while self._line:
-            turn = self._line.popleft()
+            turn, _ = self._line.popitem(last=False)
             if not turn.done():
                 turn.set_result(None)
                 return
         self._free += 1
 
-    def _turn_away(self, turn: asyncio.Future[None]) -> None:
-        if turn.done():
-            return
-        self._line.remove(turn)
+    def _turn_away(self) -> None:
+        """Whoever has waited long enough."""
+        loop = asyncio.get_running_loop()
         reason = f"none within {self._patience} s"
-        self._overload.begins(reason)
-        turn.set_exception(DatabaseUnavailable(f"no free connection: {reason}"))
+        self._timer = None
+        while self._line:
+            turn, until = next(iter(self._line.items()))
+            if until > loop.time():
+                self._timer = loop.call_at(until, self._turn_away)
+                return
+            del self._line[turn]
+            if not turn.done():
+                self._overload.begins(reason)
+                turn.set_exception(DatabaseUnavailable(f"no free connection: {reason}"))

@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
 from errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 
@@ -78,15 +79,29 @@ async def _read(request: Request) -> bytes:
     if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
         raise BodyTooLarge(f"Content-Length {length[:20]}")
     body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise BodyTooLarge("chunked")
-    except TimeoutError:
-        raise BodyTimeout(f"{len(body)} bytes in {BODY_TIMEOUT} s") from None
+    loop = asyncio.get_running_loop()
+    reading = asyncio.Task(_read_into(body, request), loop=loop, eager_start=True)
+    # Most have come as a whole by now, and need no timer, which takes longer than to read them.
+    if not reading.done():
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                await reading
+        except TimeoutError:
+            raise BodyTimeout(f"{len(body)} bytes in {BODY_TIMEOUT} s") from None
+    reading.result()
     return bytes(body)
+
+
+async def _read_into(body: bytearray, request: Request) -> None:
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise BodyTooLarge("chunked")
+        more = message.get("more_body", False)
 
 
 def _parsed(body: bytes) -> Any:

@@ -35,6 +35,24 @@ class TestGate:
                     await gate.__aenter__()
         assert gate.waiting == 0
 
+    async def test_gives_each_as_long_as_the_others(self) -> None:
+        gate = Gate(permits=1, patience=0.2)
+        loop = asyncio.get_running_loop()
+        waited: list[float] = []
+
+        async def wait() -> None:
+            began = loop.time()
+            with pytest.raises(DatabaseUnavailable):
+                await gate.__aenter__()
+            waited.append(loop.time() - began)
+
+        async with gate, asyncio.timeout(5), asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(wait())
+                await asyncio.sleep(0.1)
+        assert len(waited) == 3
+        assert min(waited) > 0.19
+
     async def test_lets_nobody_overtake(self, gate: Gate) -> None:
         passed: list[str] = []
         await gate.__aenter__()

@@ -4,7 +4,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from json.encoder import encode_basestring
+from json.encoder import encode_basestring as _json
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote
 
@@ -213,27 +213,15 @@ def tasks_json(records: Iterable[Sequence[Any]]) -> bytes:
 
     The same bytes as pydantic makes of dicts, which takes twice as long and the dicts once more.
     """
-    return f"[{','.join([_task_json(*record) for record in records])}]".encode()
-
-
-def _task_json(
-    task_id: int,
-    user_id: str,
-    title: str,
-    description: str | None,
-    completed: bool,
-    created_at: str | None,
-    updated_at: str | None,
-) -> str:
-    return (
+    tasks = [
         f'{{"id":{task_id},"user_id":{_json(user_id)},"title":{_json(title)},'
-        f'"description":{_json(description)},"completed":{"true" if completed else "false"},'
-        f'"created_at":{_json(created_at)},"updated_at":{_json(updated_at)}}}'
-    )
-
-
-def _json(text: str | None) -> str:
-    return "null" if text is None else encode_basestring(text)
+        f'"description":{"null" if description is None else _json(description)},'
+        f'"completed":{"true" if completed else "false"},'
+        f'"created_at":{"null" if created_at is None else _json(created_at)},'
+        f'"updated_at":{"null" if updated_at is None else _json(updated_at)}}}'
+        for task_id, user_id, title, description, completed, created_at, updated_at in records
+    ]
+    return f"[{','.join(tasks)}]".encode()
 
 
 def decode_user_id(segment: str) -> str:

@@ -7,14 +7,13 @@ import os
 import re
 import secrets
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import asyncpg
 import httpx
+from forkserver import start
 from postgresql import PostgreSQL
 from support import SECRET
 
@@ -48,24 +47,13 @@ class Service:
         serve: bool = False,
     ) -> None:
         self._log = folder / f"service-{secrets.token_hex(4)}.log"
-        command = [sys.executable, "-m", "uvicorn", "main:app", "--app-dir", str(sources)]
+        command = ["uvicorn", "main:app", "--app-dir", str(sources), "--port", "0", *arguments]
         environment = {"PATH": os.environ["PATH"], "LOG_FORMAT": "text", **environment}
         if serve:
-            command = [sys.executable, "-m", "serve"]
+            command = ["serve", *arguments]
             environment = {"PYTHONPATH": str(sources), "PORT": "0", **environment}
-        else:
-            command += ["--port", "0"]
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, *arguments],
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # A group of its own, so that `kill` reaches uvicorn's workers too.
-                process_group=0,
-            )
+        # A process group of its own, so that `kill` reaches uvicorn's workers too.
+        self.process = start(command, folder, environment, self._log)
         self.port = 0
 
     def log(self) -> str:

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from databases import stored
+from forkserver import run
 from service import Service, running, until
 from support import SECRET, Caller
 
@@ -29,18 +29,12 @@ ROOT = Path(__file__).parents[1]
 
 def alembic(url: str, *arguments: str, sources: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The command as `make migrate` and `make check` run it."""
-    return subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments],
-        cwd=sources,
-        env={
-            "PATH": os.environ["PATH"],
-            "DATABASE_URL": url,
-            "BETTER_AUTH_URL": "http://localhost",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {
+        "PATH": os.environ["PATH"],
+        "DATABASE_URL": url,
+        "BETTER_AUTH_URL": "http://localhost",
+    }
+    return run(["alembic", *arguments], sources, environment)
 
 
 class TestMigrations:
@@ -54,7 +48,7 @@ class TestMigrations:
     def test_make_what_the_models_say(self, empty_url: str) -> None:
         assert alembic(empty_url, "upgrade", "head").returncode == 0
         checked = alembic(empty_url, "check")
-        assert checked.returncode == 0, checked.stdout + checked.stderr
+        assert checked.returncode == 0, checked.stdout
 
     def test_can_be_taken_back(self, empty_url: str) -> None:
         assert alembic(empty_url, "upgrade", "head").returncode == 0
@@ -69,7 +63,7 @@ class TestMigrations:
         )
         assert alembic(postgresql_url, "upgrade", "head").returncode == 0
         checked = alembic(postgresql_url, "check")
-        assert checked.returncode == 0, checked.stdout + checked.stderr
+        assert checked.returncode == 0, checked.stdout
         await connection.execute("ALTER TABLE task ADD COLUMN colour text")
         assert alembic(postgresql_url, "check").returncode != 0
         await connection.close()
@@ -187,7 +181,7 @@ class TestRecipe:
         assert field
         models.write_text(before + NEW_FIELD + field + after)
         made = alembic(empty_url, *self.command(), sources=sources)
-        assert made.returncode == 0, made.stderr
+        assert made.returncode == 0, made.stdout
         number = f"{len(versions()) + 1:04}"
         [migration] = (sources / "migrations/versions").glob(f"{number}_*.py")
         assert "sqlmodel" not in migration.read_text()

@@ -8,7 +8,6 @@ from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 
-import asyncpg
 import httpx
 import pytest
 from cluster import DISTRIBUTE, Cluster, citus
@@ -31,19 +30,20 @@ def postgresql_server() -> Iterator[PostgreSQL]:
         server.stop("immediate")
 
 
+# The server takes a moment to end what an earlier test has closed.
+EMPTY = """
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE application_name = 'task-api';
+    DROP SCHEMA public CASCADE;
+    CREATE SCHEMA public;
+"""
+
+
 @pytest.fixture
 async def postgresql_url(postgresql_server: PostgreSQL) -> str:
     """The URL of an empty database."""
-    url = postgresql_server.url()
-    connection = await asyncpg.connect(url)
-    # The server takes a moment to end what an earlier test has closed.
-    await connection.execute(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-        " WHERE application_name = 'task-api'"
-    )
-    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    await connection.close()
-    return url
+    await execute(postgresql_server.url(), EMPTY)
+    return postgresql_server.url()
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def postgresql_tables(postgresql_server: PostgreSQL) -> str:
 
 
 @pytest.fixture
-def ready_postgresql_url(postgresql_url: str, postgresql_tables: str) -> str:
-    asyncio.run(execute(postgresql_url, postgresql_tables))
+async def ready_postgresql_url(postgresql_url: str, postgresql_tables: str) -> str:
+    await execute(postgresql_url, postgresql_tables)
     return postgresql_url
 
 

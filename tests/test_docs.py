@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn.main
-from service import serving, until
+from service import PLAIN, serving, until
 from support import sign
 
 from errors import ServiceError
@@ -284,7 +284,7 @@ def test_log_lines_are_those_of_a_service(log_format: str, begins: str, tmp_path
     with serving(tmp_path, LOG_FORMAT=log_format) as service:
         tasks = f"http://127.0.0.1:{service.port}/api/alice/tasks"
         bearer = {"Authorization": f"Bearer {sign('alice')}"}
-        with httpx.Client(headers=bearer, trust_env=False) as client:
+        with httpx.Client(headers=bearer, **PLAIN) as client:
             task = client.post(tasks, json={"title": "Buy milk"}).json()
             client.get(f"{tasks}/{task['id']}", headers={"X-Request-ID": "mine"})
         line = until(lambda: re.search(r"^.*\bmine\b.*(?=\n)", service.log(), re.MULTILINE))[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service import PATIENCE, Service, running, until
+from service import PATIENCE, PLAIN, Service, running, until
 from support import SECRET, sign
 
 from serve import bound_socket
@@ -48,7 +48,7 @@ class TestProcesses:
     def test_serve(self, service: Service) -> None:
         tasks = f"http://127.0.0.1:{service.port}/api/alice/tasks"
         bearer = {"Authorization": f"Bearer {sign('alice')}"}
-        with httpx.Client(headers=bearer, trust_env=False) as client:
+        with httpx.Client(headers=bearer, **PLAIN) as client:
             task = client.post(tasks, json={"title": "Buy milk"}).json()
             assert client.get(tasks).json() == [task]
 
@@ -64,7 +64,7 @@ class TestProcesses:
         until(lambda: not any(map(is_running, processes)))
 
     def test_have_one_form_of_log_lines(self, service: Service) -> None:
-        httpx.get(f"http://127.0.0.1:{service.port}/health", trust_env=False)
+        httpx.get(f"http://127.0.0.1:{service.port}/health", **PLAIN)
         until(lambda: "GET /health 200" in service.log())
         service.process.send_signal(signal.SIGTERM)
         service.process.wait(PATIENCE)
@@ -78,7 +78,7 @@ class TestProcesses:
 def test_proxy_is_believed_if_it_is_named(tmp_path: Path, proxies: str, believed: bool) -> None:
     with running(started(tmp_path, FORWARDED_ALLOW_IPS=proxies)) as service:
         headers = {"X-Forwarded-For": "192.0.2.7", "X-Request-ID": "forwarded"}
-        httpx.get(f"http://127.0.0.1:{service.port}/health", headers=headers, trust_env=False)
+        httpx.get(f"http://127.0.0.1:{service.port}/health", headers=headers, **PLAIN)
         [line] = service.logged("forwarded")
     assert ("client=192.0.2.7:" in line) == believed
 

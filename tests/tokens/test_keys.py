@@ -6,15 +6,18 @@ import gzip
 import hmac
 import json
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+import certifi
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
@@ -420,9 +423,21 @@ def empty_database_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('keys')}/tasks.db"
 
 
+@pytest.fixture(scope="module")
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of one that is trusted, since each client of httpx takes 0.1 s to read them all."""
+    file = tmp_path_factory.mktemp("authorities") / "one.pem"
+    first, end, _ = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----\n")
+    file.write_text(first + end)
+    return str(file)
+
+
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch, empty_database_url: str) -> Service:
+def service(
+    monkeypatch: pytest.MonkeyPatch, empty_database_url: str, one_authority: str
+) -> Service:
     """Runs the app with these variables in its environment, or out of it where None."""
+    monkeypatch.setenv("SSL_CERT_FILE", one_authority)
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -1635,6 +1650,27 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, object]]]] = {
 
 
 class TestKeySet:
+    async def test_makes_its_client_while_others_go_on(
+        self,
+        client: httpx.AsyncClient,
+        server: KeyServer,
+        issuer: Issuer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        threads: list[threading.Thread] = []
+
+        class Client(httpx.AsyncClient):
+            def __init__(self, **options: Any) -> None:
+                threads.append(threading.current_thread())
+                super().__init__(**options)
+
+        monkeypatch.setattr("httpx.AsyncClient", Client)
+        for _ in range(2):
+            assert_verdict(await ask(client, issuer.token()), GOOD)
+        [thread] = threads
+        assert thread is not threading.main_thread()
+        assert len(server.fetches) == 1
+
     @pytest.mark.parametrize(("entry", "make"), FORGERIES.values(), ids=FORGERIES)
     async def test_never_lets_a_key_count_that_is_none_of_ours(
         self,

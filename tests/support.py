@@ -8,6 +8,7 @@ from urllib.parse import quote
 import httpx
 import jwt
 
+JSON = {"Content-Type": "application/json"}
 SECRET = "a secret of the test suite, well over 32 bytes"
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
-from support import SECRET, Caller, sign
+from support import JSON, SECRET, Caller, sign
 
 from logs import current_request_id
 from middleware.request import RequestMiddleware
@@ -36,7 +36,6 @@ RESPONSE_HEADERS = {
     "X-Request-ID",
 }
 BEARER = {"Authorization": f"Bearer {sign('alice')}"}
-JSON = {"Content-Type": "application/json"}
 
 # What is sent, and the status that it gets.
 REQUESTS = {

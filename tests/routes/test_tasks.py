@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from support import Caller, assert_error, assert_invalid, sign
+from support import JSON, Caller, assert_error, assert_invalid, sign
 
 from models import utc_now
 
-JSON = {"Content-Type": "application/json"}
 MISSING_IDS = ["1", str(2**63 - 1)]
 BAD_IDS = ["0", "-1", "+1", "01", "1.0", "1e3", "0x1", "1_0", "%201", "abc", str(2**63), "9" * 5000]
 BAD_IDS += ["%D9%A1", "1%00", "null", "1%2F2"]
@@ -191,149 +190,6 @@ class TestCreate:
     async def test_stores_hostile_text_as_text(self, alice: Caller, title: str) -> None:
         task = await alice.add(title)
         assert (await alice.get(f"/{task['id']}")).json()["title"] == title
-
-
-# Where an answer is given before a database is asked.
-on_one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-
-class TestBody:
-    """What POST, PUT and PATCH have in common: how a body is read."""
-
-    @pytest.fixture(params=["POST", "PUT", "PATCH"])
-    async def send(self, request: pytest.FixtureRequest, alice: Caller) -> Callable[..., Any]:
-        task = await alice.add()
-        path = {"POST": "", "PUT": f"/{task['id']}", "PATCH": f"/{task['id']}/complete"}
-
-        async def send(content: bytes, headers: dict[str, str] = JSON) -> httpx.Response:
-            return await alice.request(
-                request.param, path[request.param], content=content, headers=headers
-            )
-
-        return send
-
-    @on_one_database
-    @pytest.mark.parametrize(
-        "content",
-        [
-            b"{",
-            b"{]",
-            b"nonsense",
-            b"[]",
-            b"1",
-            b'"text"',
-            b"null",
-            b"true",
-            b" ",
-            b'{"title":"x","completed":true}x',
-            b"{'title':'x','completed':true}",
-            b'{"title":"x","completed":true,}',
-            b'{"title":"x","completed":true,"n":NaN}',
-            b'{"title":"x","completed":true,"n":Infinity}',
-            b'{"title":"x","completed":true,"n":-Infinity}',
-            b'{"title":"x","completed":true,"n":"\\ud800","m":NaN}',
-            b'{"title":"x","completed":true,"n":"\\ud800","m":"\xff"}',
-            b'{"title":"x","completed":true,"n":"\\ud800"',
-            b'{"title":"x","completed":true,"n":"\\ud800","m":' + b"[" * 30_000,
-            b'{"title":"x","completed":true,"n":"\x00"}',
-            b'{"title":"x","completed":true,"n":"\xff"}',
-            b'{"title":"x","completed":true,"n":"\xed\xa0\x80"}',
-            b'\xef\xbb\xbf{"title":"x","completed":true}',
-            b'{"title":"x","completed":true,"n":' + b"[" * 3000 + b"]" * 3000 + b"}",
-            b'{"title":NaN,"completed":NaN}',
-            b'{"title":' + b"9" * 5000 + b',"completed":' + b"9" * 5000 + b"}",
-        ],
-    )
-    async def test_is_422_when_it_is_no_json_object(
-        self, send: Callable[..., Any], content: bytes
-    ) -> None:
-        response = await send(content)
-        assert response.status_code == 422, response.text
-        items = response.json()["detail"]
-        assert all(item.keys() == {"type", "loc", "msg"} for item in items)
-        assert all(item["loc"][0] == "body" for item in items)
-
-    @pytest.mark.parametrize("text", [r"\u0000", r"\ud800", r"\udc00\ud800", r"\ud83d\ude00"])
-    async def test_may_hold_anything_in_what_is_ignored(
-        self, send: Callable[..., Any], text: str
-    ) -> None:
-        for content in (f'"n":"{text}"', f'"n{text}":1', f'"n":{{"title":["{text}"]}}'):
-            response = await send(f'{{"title":"x","completed":true,{content}}}'.encode())
-            assert response.is_success, response.text
-
-    @pytest.mark.parametrize("text", [r"\u0000", r"\ud800", r"\udc00\ud800"])
-    @pytest.mark.parametrize("name", ["title", "description"])
-    async def test_may_hold_no_nul_nor_surrogate_in_what_is_kept(
-        self, alice: Caller, name: str, text: str
-    ) -> None:
-        task = await alice.add()
-        content = f'{{"title":"x","{name}":"a{text}b"}}'.encode()
-        for method, path in (("POST", ""), ("PUT", f"/{task['id']}")):
-            response = await alice.request(method, path, content=content, headers=JSON)
-            assert_invalid(response, "body", name)
-        assert (await alice.get()).json() == [task]
-
-    async def test_may_hold_an_escaped_backslash_before_u0000(
-        self, send: Callable[..., Any]
-    ) -> None:
-        response = await send(rb'{"title":"\\u0000","completed":true}')
-        assert response.is_success
-
-    @pytest.mark.parametrize(
-        "content_type",
-        [
-            "application/json",
-            "application/json; charset=utf-8",
-            "Application/JSON",
-            "application/merge-patch+json",
-        ],
-    )
-    async def test_is_read_as_json_of_any_kind(
-        self, send: Callable[..., Any], content_type: str
-    ) -> None:
-        response = await send(
-            b'{"title":"x","completed":true}', headers={"Content-Type": content_type}
-        )
-        assert response.is_success
-
-    @on_one_database
-    @pytest.mark.parametrize(
-        "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "json"]
-    )
-    async def test_is_415_when_it_is_not_declared_as_json(
-        self, send: Callable[..., Any], content_type: str | None
-    ) -> None:
-        headers = {} if content_type is None else {"Content-Type": content_type}
-        response = await send(b'{"title":"x","completed":true}', headers=headers)
-        assert_error(response, 415, "Content-Type must be application/json")
-
-    async def test_may_be_64_kib_and_no_more(self, send: Callable[..., Any]) -> None:
-        content = b'{"title":"x","completed":true}'
-        assert (await send(content.ljust(64 * 1024))).is_success
-        assert_error(await send(content.ljust(64 * 1024 + 1)), 413, "Request body is too large")
-
-    async def test_is_measured_when_it_comes_in_chunks(self, alice: Caller) -> None:
-        async def chunks() -> Any:
-            for _ in range(65):
-                yield b" " * 1024
-
-        response = await alice.request("POST", content=chunks(), headers=JSON)
-        assert_error(response, 413, "Request body is too large")
-
-    @pytest.mark.parametrize("method", ["POST", "PUT"])
-    async def test_is_422_when_it_is_empty(self, alice: Caller, method: str) -> None:
-        task = await alice.add()
-        path = "" if method == "POST" else f"/{task['id']}"
-        assert_invalid(await alice.request(method, path, content=b"", headers=JSON), "body")
-
-    @pytest.mark.parametrize("method", ["POST", "PUT"])
-    async def test_is_422_when_there_is_none(self, alice: Caller, method: str) -> None:
-        task = await alice.add()
-        path = "" if method == "POST" else f"/{task['id']}"
-        missing = await alice.request(method, path)
-        assert "content-type" not in missing.request.headers
-        assert_invalid(missing, "body")
-        assert missing.json()["detail"][0]["type"] == "missing"
 
 
 class TestGet:

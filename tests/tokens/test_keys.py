@@ -24,16 +24,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import OKPAlgorithm, get_default_algorithms
 from jwt.utils import base64url_decode, base64url_encode
+from made_tokens import ABSENT, EXPIRED, GOOD, INVALID, assert_verdict
 from support import SECRET, assert_error, sign
 
 from main import app
 from settings import SettingsError
 from tokens.keys import FETCH
 
-GOOD: Final = "good"
-INVALID: Final = "Invalid token"
-EXPIRED: Final = "Token has expired"
-ABSENT: Final = object()
 MINUTES: Final = 60.0
 
 type PrivateKey = (
@@ -504,16 +501,6 @@ async def refusals(client: httpx.AsyncClient, token: str) -> list[httpx.Response
             refused.append(response)
             await asyncio.sleep(0.02)
     return refused
-
-
-def assert_verdict(response: httpx.Response, verdict: str) -> None:
-    if verdict == GOOD:
-        assert response.status_code == 200, response.text
-        assert response.json() == []
-    else:
-        assert_error(response, 401, verdict)
-        challenge = f'Bearer error="invalid_token", error_description="{verdict}"'
-        assert response.headers.get_list("www-authenticate") == [challenge]
 
 
 def assert_unavailable(response: httpx.Response) -> None:

@@ -102,7 +102,12 @@ class _Server:
         self._forked: list[int] = []
         self._one_at_a_time = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # A Ctrl-C is for the suite, which then waits for what it has started.
+            process_group=0,
         )
         threading.Thread(target=self._listen, daemon=True).start()
         atexit.register(self._process.terminate)

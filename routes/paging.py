@@ -75,5 +75,9 @@ def _cursor(key: str, task_id: int, query: ListQuery, user_id: str, signing_key:
 
 
 def _signing_keys() -> list[bytes]:
-    """Of each secret, and thus the same in all processes. Empty where they share no secret."""
-    return [blake2b(secret).digest() for secret in get_settings().secrets] or [b""]
+    """Of what all processes of a service share and no client knows: each secret, or else where the
+    tasks are kept, its password included.
+    """
+    settings = get_settings()
+    shared = settings.secrets or [settings.database_url.get_secret_value().encode()]
+    return [blake2b(secret).digest() for secret in shared]

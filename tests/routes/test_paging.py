@@ -110,6 +110,19 @@ class TestCursor:
         # From here on they are signed with the one of today.
         assert cursor_of(ListQuery(), NEWEST) != cursor
 
+    def test_is_of_one_database_where_there_is_no_secret(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def published_keys_alone(password: str) -> Settings:
+            url = SecretStr(f"postgresql://tasks:{password}@db.example.com/tasks")
+            return Settings(better_auth_url="https://auth.example.com", database_url=url)
+
+        monkeypatch.setattr("routes.paging.get_settings", lambda: published_keys_alone("a"))
+        cursor = cursor_of(ListQuery(), NEWEST)
+        assert values_of(ListQuery(cursor=cursor), "alice")
+        monkeypatch.setattr("routes.paging.get_settings", lambda: published_keys_alone("b"))
+        assert refused(ListQuery(), cursor)
+
 
 class TestNextPage:
     def test_links_below_the_path_a_proxy_has_cut_off(self) -> None:

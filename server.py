@@ -86,6 +86,10 @@ class WholeWrites:
             self._before()
             self._transport.write(data)
 
+    def is_closing(self) -> bool:
+        # uvicorn asks after each answer, which needs not have been sent for that.
+        return self._transport.is_closing()
+
     def __getattr__(self, name: str) -> Any:
         """Whatever else is done with it comes after what was written."""
         self._send_held()

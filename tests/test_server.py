@@ -1,8 +1,10 @@
 # [Task]: T054 [From]: specs/requirements.md
-"""What is asked of uvicorn: that a response goes out in one piece."""
+"""What is asked of uvicorn: that a response goes out in one piece, after its line in the log."""
 
 import asyncio
+import signal
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 from socket import IPPROTO_TCP, TCP_INFO, create_connection
 from typing import Any
@@ -24,6 +26,9 @@ class Wire:
 
     def close(self) -> None:
         self.done.append("close")
+
+    def is_closing(self) -> bool:
+        return "close" in self.done
 
 
 @pytest.fixture
@@ -63,6 +68,17 @@ class TestWholeWrites:
         await asyncio.sleep(0)
         assert wire.done == ["before", b"head", "close"]
 
+    async def test_are_held_when_it_is_asked_whether_it_closes(
+        self, wire: Wire, transport: Any
+    ) -> None:
+        """uvicorn asks after each answer."""
+        transport.write(b"answer")
+        assert not transport.is_closing()
+        assert wire.done == []
+        transport.close()
+        assert transport.is_closing()
+        assert wire.done == ["before", b"answer", "close"]
+
 
 @pytest.mark.parametrize("http", ["httptools", "h11"])
 def test_responses_come_in_one_segment_each(tmp_path: Path, http: str) -> None:
@@ -78,3 +94,33 @@ def test_responses_come_in_one_segment_each(tmp_path: Path, http: str) -> None:
         # tcpi_data_segs_in of Linux's tcp_info.
         information = connection.getsockopt(IPPROTO_TCP, TCP_INFO, 160)
     assert struct.unpack_from("I", information, 152) == (5,)
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+def test_requests_that_come_at_once_are_logged_in_one_go(tmp_path: Path, http: str) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n"
+    with serving(tmp_path, "--http", http) as service, ExitStack() as stack:
+        address = ("127.0.0.1", service.port)
+        connections = [
+            stack.enter_context(create_connection(address, timeout=10)) for _ in range(20)
+        ]
+        for connection in connections:
+            connection.sendall(request)
+            assert connection.recv(4096).endswith(b'{"status":"ok"}')
+        logged = service.log().count("/health")
+        before = _writes(service.process.pid)
+        service.process.send_signal(signal.SIGSTOP)
+        for connection in connections:
+            connection.sendall(request)
+        service.process.send_signal(signal.SIGCONT)
+        for connection in connections:
+            assert connection.recv(4096).endswith(b'{"status":"ok"}')
+        assert service.log().count("/health") == logged + len(connections)
+        # One for each answer, and few for the lines.
+        assert _writes(service.process.pid) - before < 1.5 * len(connections)
+
+
+def _writes(process: int) -> int:
+    """How many times a process has written so far."""
+    io = Path(f"/proc/{process}/io").read_text()
+    return int(io.partition("syscw: ")[2].split()[0])

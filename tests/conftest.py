@@ -11,12 +11,14 @@ from tempfile import TemporaryDirectory
 import httpx
 import pytest
 from cluster import DISTRIBUTE, Cluster, citus
-from databases import execute, opened, started
+from databases import execute, new, opened, started
+from faults.proxy import Proxy, proxying
 from postgresql import PostgreSQL
 from support import SECRET, Caller
 
-from database.database import Database
+from database.database import Database, Session
 from main import app
+from queries import CREATE, LIST
 from settings import Settings
 
 
@@ -143,6 +145,23 @@ async def client(
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     async with opened(database_url) as database:
+        yield database
+
+
+@pytest.fixture
+def proxy(postgresql_server: PostgreSQL) -> Iterator[Proxy]:
+    """What loses, holds back or cuts off whatever passes."""
+    with proxying(postgresql_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def beyond(proxy: Proxy, ready_postgresql_url: str) -> AsyncIterator[Database]:
+    """A database beyond the proxy, with one connection, on which all statements are known."""
+    settings = {"database_pool_size": 1, "database_statement_timeout": 0.3}
+    async with opened(proxy.url(ready_postgresql_url), **settings) as database:
+        await CREATE.rows(Session(database), **new("known"))
+        await LIST.rows(Session(database), owner="alice")
         yield database
 
 

@@ -1,22 +1,22 @@
 # [Task]: T026 [From]: specs/reliance.md
 """What is relied on beyond documented interfaces is still as it was: for upgrades."""
 
+import asyncio
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
 import asyncpg
 import pytest
 from databases import new, opened, stored
-from faults.proxy import Proxy, proxying
-from postgresql import PostgreSQL
+from faults.proxy import Proxy
 from sqlmodel import select
 
 from database.database import Session
 from database.failures import nothing_sent, service_error
-from database.pool import pool_of
+from database.pool import Connection, pool_of
 from errors import DatabaseUnavailable
 from models import Task
 from queries import CREATE, GET
@@ -53,9 +53,37 @@ class TestStatementNames:
 
 
 @pytest.fixture
-def proxy(postgresql_server: PostgreSQL) -> Iterator[Proxy]:
-    with proxying(postgresql_server.port) as proxy:
-        yield proxy
+async def connection(postgresql_url: str) -> AsyncIterator[Connection]:
+    connection = await asyncpg.connect(
+        postgresql_url, connection_class=Connection, command_timeout=0.2
+    )
+    yield connection
+    await connection.close()
+
+
+class TestPreparedStatement:
+    async def test_is_run_without_asyncpgs_layers(
+        self, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sql = "SELECT $1::int AS number, $2::text AS word"
+        prepared = await connection.fetch(sql, 1, "a")
+        monkeypatch.delattr(asyncpg.Connection, "_execute")
+        again = await connection.fetch(sql, 1, "a")
+        assert [dict(record) for record in again] == [{"number": 1, "word": "a"}]
+        assert again == prepared
+
+    async def test_is_alone_on_its_connection(self, connection: Connection) -> None:
+        await connection.fetch("SELECT 1")
+        first, second = await asyncio.gather(
+            *(connection.fetch("SELECT 1") for _ in range(2)), return_exceptions=True
+        )
+        assert first == [(1,)]
+        assert isinstance(second, asyncpg.InterfaceError)
+
+    async def test_is_cut_off_in_time(self, connection: Connection) -> None:
+        assert await connection.fetch("SELECT pg_sleep($1)", 0) == [(None,)]
+        with pytest.raises(TimeoutError):
+            await connection.fetch("SELECT pg_sleep($1)", 5)
 
 
 async def ask_for_ever(connection: asyncpg.Connection) -> None:

@@ -2,11 +2,9 @@
 """Statements on their own and in transactions, on both databases, and what becomes of them."""
 
 import asyncio
-import gc
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta, timezone
 
 import asyncpg
@@ -22,9 +20,8 @@ from databases import (
     settings_for,
     stored,
 )
-from faults.proxy import Proxy, proxying
-from postgresql import PostgreSQL
-from sqlalchemy import event, func, select, text
+from faults.proxy import Proxy
+from sqlalchemy import event, func, select
 from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -202,64 +199,6 @@ async def locked(postgresql_url: str, database: Database) -> AsyncIterator[int]:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 class TestPostgreSQLFailures:
-    async def test_killed_connections_are_replaced(
-        self, database: Database, database_url: str
-    ) -> None:
-        async with AsyncExitStack() as held:
-            for _ in range(4):
-                connection = await held.enter_async_context(database.engine.connect())
-                await connection.execute(text("SELECT 1"))
-        killed = await stored(
-            database_url,
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE application_name = 'task-api'",
-        )
-        assert killed == [True] * 4
-        results = await asyncio.gather(
-            *(CREATE.rows(Session(database), **new("after")) for _ in range(4)),
-            *(LIST.rows(Session(database), owner="alice") for _ in range(4)),
-        )
-        assert len(results) == 8
-        async with Session(database) as session:
-            assert len((await session.exec(select_entities(Task))).all()) == 4
-
-    async def test_request_given_up_while_an_idle_connection_is_asked_leaves_nothing(
-        self, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        asked = asyncio.Event()
-
-        async def never_answers(_driver: object, _used_at: float) -> bool:
-            asked.set()
-            await asyncio.Event().wait()
-            return False
-
-        await LIST.rows(Session(database), owner="alice")
-        monkeypatch.setattr("database.pool._is_dead", never_answers)
-        waiting = asyncio.create_task(LIST.rows(Session(database), owner="alice"))
-        await asked.wait()
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        del waiting
-        gc.collect()  # Which would complain of a connection that nobody has given back.
-        assert in_use(database) == 0
-        assert caplog.records == []
-        monkeypatch.undo()
-        assert await LIST.rows(Session(database), owner="alice") == []
-
-    async def test_killed_connection_is_replaced_in_a_session(
-        self, database: Database, database_url: str
-    ) -> None:
-        kill = (
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE application_name = 'task-api'"
-        )
-        assert await stored(database_url, kill) == [True]
-        async with Session(database) as session:
-            session.add(Task(user_id="alice", title="after"))
-            await session.commit()
-        assert await stored(database_url) == ["after"]
-
     async def test_statement_stuck_on_a_lock_ends_in_time(
         self, database_url: str, locked: int
     ) -> None:
@@ -299,22 +238,6 @@ class TestPostgreSQLFailures:
         assert len(await LIST.rows(Session(database), owner="alice")) == 1
         assert await stored(database_url, waiting) == [0]
 
-    async def test_pool_without_a_free_connection_is_unavailable(self, database_url: str) -> None:
-        async with opened(database_url, database_pool_size=1) as database:
-            async with database.engine.connect():
-                with pytest.raises(DatabaseUnavailable):
-                    await LIST.rows(Session(database), owner="alice")
-            assert await LIST.rows(Session(database), owner="alice") == []
-
-    async def test_changed_table_does_not_break_known_statements(
-        self, database: Database, database_url: str
-    ) -> None:
-        await CREATE.rows(Session(database), **new("kept"))
-        assert len(await LIST.rows(Session(database), owner="alice")) == 1
-        await execute(database_url, "ALTER TABLE task ALTER COLUMN title TYPE text")
-        [row] = await LIST.rows(Session(database), owner="alice")
-        assert row["title"] == "kept"
-
     async def test_id_beyond_the_column_of_an_earlier_table_is_no_task(
         self, database_url: str
     ) -> None:
@@ -326,22 +249,6 @@ class TestPostgreSQLFailures:
             assert (
                 await DELETE.row(session, owner="alice", expired=utc_now(), task_id=2**31) is None
             )
-
-
-@pytest.fixture
-def proxy(postgresql_server: PostgreSQL) -> Iterator[Proxy]:
-    with proxying(postgresql_server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def beyond(proxy: Proxy, postgresql_url: str) -> AsyncIterator[Database]:
-    """A database beyond the proxy, with one connection, on which all statements are known."""
-    settings = {"database_pool_size": 1, "database_statement_timeout": 0.3}
-    async with opened(proxy.url(postgresql_url), **settings) as database:
-        await CREATE.rows(Session(database), **new("known"))
-        await LIST.rows(Session(database), owner="alice")
-        yield database
 
 
 def nobody_works(database: Database) -> Callable[[], bool]:
@@ -405,7 +312,7 @@ class TestExactlyOnce:
             refused.append(refusal)
             raise refusal
 
-        monkeypatch.setattr(asyncpg.Connection, "fetch", refuse)
+        monkeypatch.setattr("database.pool.Connection.fetch", refuse)
         monkeypatch.setattr("database.execute.REPEAT_WITHIN", 0.05)
         with pytest.raises(DatabaseUnavailable):
             await CREATE.rows(Session(beyond), **new("never"))
@@ -429,25 +336,6 @@ class TestMuteConnection:
         proxy.resume()
         await until(lambda: proxy.open_connections == 0)
         assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
-
-
-class TestIdleConnection:
-    """One that a firewall has forgotten, without a word, is asked before it is used."""
-
-    @pytest.fixture(autouse=True)
-    def idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("database.pool.IDLE_BEFORE_PING", 0.1)
-
-    async def test_is_replaced_for_a_statement(self, beyond: Database, proxy: Proxy) -> None:
-        with proxy.stranded():
-            await asyncio.sleep(0.2)
-            assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
-
-    async def test_is_replaced_for_a_session(self, beyond: Database, proxy: Proxy) -> None:
-        with proxy.stranded():
-            await asyncio.sleep(0.2)
-            async with Session(beyond) as session:
-                assert len((await session.exec(select_entities(Task))).all()) == 1
 
 
 class TestMuteServer:
@@ -533,22 +421,3 @@ class TestProbes:
             raise TimeoutError
         await asyncio.gather(*(database.serves() for _ in range(20)))
         assert len(asked) == 2
-
-
-class TestPoolerThatLosesNames:
-    """Through a real one: tests/faults/test_poolers.py."""
-
-    async def test_is_gone_without_names_for(
-        self, beyond: Database, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """What one server connection knows and another does not, without a pooler."""
-        await stored(beyond.settings.database_url.get_secret_value(), "SELECT 1")
-        [connection] = pool_of(beyond.engine).at_hand
-        await connection.driver.execute("DEALLOCATE ALL")
-        await CREATE.rows(Session(beyond), **new("without a name"))
-        [fresh] = pool_of(beyond.engine).at_hand
-        assert fresh.driver is not connection.driver
-        assert connection.driver.is_closed()
-        assert await fresh.driver.fetchval("SELECT count(*) FROM pg_prepared_statements") == 0
-        assert [r.message for r in caplog.records if "no names" in r.message] != []
-        assert len(caplog.records) == 1

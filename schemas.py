@@ -217,9 +217,8 @@ def tasks_json(records: Iterable[Sequence[Any]]) -> bytes:
         f'{{"id":{task_id},"user_id":{_json(user_id)},"title":{_json(title)},'
         f'"description":{"null" if description is None else _json(description)},'
         f'"completed":{"true" if completed else "false"},'
-        # Nothing in these is to be escaped.
-        f'"created_at":{"null" if created_at is None else f'"{created_at}"'},'
-        f'"updated_at":{"null" if updated_at is None else f'"{updated_at}"'}}}'
+        f'"created_at":{"null" if created_at is None else _json(created_at)},'
+        f'"updated_at":{"null" if updated_at is None else _json(updated_at)}}}'
         for task_id, user_id, title, description, completed, created_at, updated_at in records
     ]
     return f"[{','.join(tasks)}]".encode()

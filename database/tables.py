@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sqlalchemy import Connection, column, func, inspect, select, table, text
+from sqlalchemy import Connection, String, column, func, select, table, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -61,21 +61,34 @@ async def upgrade_tables(database: Database) -> None:
     """
     *older, newest = versions()
     with database.watched():
-        async with asyncio.timeout(UPGRADE_TIMEOUT), database.changing_tables() as connection:
-            version = await connection.run_sync(_version)
-            if version is None or version in older:
-                await connection.run_sync(_upgrade)
-            elif version != newest:
-                logger.warning(
-                    "the tables are those of a newer version of this service: %s", version
-                )
+        # Most starts find nothing to do, for which they need not wait for each other.
+        async with database.engine.connect() as connection:
+            version = await _version(connection)
+        if version is None or version in older:
+            async with asyncio.timeout(UPGRADE_TIMEOUT), database.changing_tables() as connection:
+                version = await _version(connection)
+                if version is None or version in older:
+                    await connection.run_sync(_upgrade)
+                    version = newest
+        if version != newest:
+            logger.warning("the tables are those of a newer version of this service: %s", version)
 
 
-def _version(connection: Connection) -> str | None:
+async def _version(connection: AsyncConnection) -> str | None:
     # Asked without Alembic, whose import takes longer than the rest of a start.
-    if not inspect(connection).has_table(VERSION_TABLE):
+    there = await connection.scalar(
+        text(_IS_THERE[connection.dialect.name]), {"name": VERSION_TABLE}
+    )
+    if there is None:
         return None
-    return connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
+    version = column("version_num", String())
+    return await connection.scalar(select(version).select_from(table(VERSION_TABLE)))
+
+
+_IS_THERE = {
+    "postgresql": "SELECT CAST(to_regclass(:name) AS text)",
+    "sqlite": "SELECT name FROM sqlite_master WHERE name = :name",
+}
 
 
 def _upgrade(connection: Connection) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 
+import asyncpg
 import httpx
 import pytest
 from cluster import DISTRIBUTE, Cluster, citus
@@ -42,9 +43,17 @@ EMPTY = """
 
 
 @pytest.fixture
-async def postgresql_url(postgresql_server: PostgreSQL) -> str:
+async def emptied(postgresql_server: PostgreSQL) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the database that is empty when a test begins."""
+    connection = await asyncpg.connect(postgresql_server.url())
+    await connection.execute(EMPTY)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def postgresql_url(postgresql_server: PostgreSQL, emptied: asyncpg.Connection) -> str:  # noqa: ARG001
     """The URL of an empty database."""
-    await execute(postgresql_server.url(), EMPTY)
     return postgresql_server.url()
 
 
@@ -67,8 +76,10 @@ def postgresql_tables(postgresql_server: PostgreSQL) -> str:
 
 
 @pytest.fixture
-async def ready_postgresql_url(postgresql_url: str, postgresql_tables: str) -> str:
-    await execute(postgresql_url, postgresql_tables)
+async def ready_postgresql_url(
+    postgresql_url: str, emptied: asyncpg.Connection, postgresql_tables: str
+) -> str:
+    await emptied.execute(postgresql_tables)
     return postgresql_url
 
 

@@ -13,10 +13,12 @@ from databases import (
     in_use,
     new,
     opened,
+    settings_for,
     stored,
 )
 
-from database.database import Session
+from database.database import Session, open_database
+from database.tables import START_PATIENCE
 from errors import DatabaseUnavailable
 from models import TASK_TABLE
 from queries import CREATE, LIST
@@ -77,6 +79,16 @@ class TestTables:
             )
         assert caplog.records == []
         assert await stored(postgresql_url) == ["one"] * 8
+
+    async def test_that_are_up_to_date_are_waited_for_by_no_start(self, database_url: str) -> None:
+        """Such as while another process has the tables' lock, or SQLite's for writing."""
+        async with (
+            open_database(settings_for(database_url)) as other,
+            other.changing_tables(),
+            asyncio.timeout(START_PATIENCE / 2),
+            opened(database_url) as database,
+        ):
+            assert await LIST.rows(Session(database), owner="alice") == []
 
     async def test_does_not_wait_for_a_database_that_is_not_there(
         self, caplog: pytest.LogCaptureFixture

@@ -127,13 +127,17 @@ def _rfc3339_postgresql(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> s
     return f"to_char({instant} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
 
 
+# For GLOB.
+_UTC_DATE_TIME = "0000-00-00[ T]00:00:00.000000".replace("0", "[0-9]")
+
+
 @compiles(rfc3339, "sqlite")
 def _rfc3339_sqlite(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
     instant = compiler.process(element.clauses, **kw)
     # UTCDateTime's form, or any other that SQLite understands, such as an older service may have
-    # written: its own function knows them, but only milliseconds.
+    # written: its own function knows them, but only milliseconds. What is no instant is NULL.
     return (
-        f"CASE WHEN {instant} GLOB '????-??-??[ T]??:??:??.{'[0-9]' * 6}' "
+        f"CASE WHEN {instant} GLOB '{_UTC_DATE_TIME}' "
         f"THEN replace({instant}, ' ', 'T') "
         f"ELSE strftime('%Y-%m-%dT%H:%M:%f', {instant}) || '000' END || 'Z'"
     )

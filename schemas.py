@@ -212,13 +212,14 @@ def tasks_json(records: Iterable[Sequence[Any]]) -> bytes:
     """The JSON array of tasks whose columns come in the order of TaskPublic's members.
 
     The same bytes as pydantic makes of dicts, which takes twice as long and the dicts once more.
+    Their times are models.rfc3339's, in which there is nothing to escape.
     """
     tasks = [
         f'{{"id":{task_id},"user_id":{_json(user_id)},"title":{_json(title)},'
         f'"description":{"null" if description is None else _json(description)},'
         f'"completed":{"true" if completed else "false"},'
-        f'"created_at":{"null" if created_at is None else _json(created_at)},'
-        f'"updated_at":{"null" if updated_at is None else _json(updated_at)}}}'
+        f'"created_at":{f'"{created_at}"' if created_at else "null"},'
+        f'"updated_at":{f'"{updated_at}"' if updated_at else "null"}}}'
         for task_id, user_id, title, description, completed, created_at, updated_at in records
     ]
     return f"[{','.join(tasks)}]".encode()

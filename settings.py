@@ -149,6 +149,26 @@ class Settings(BaseModel):
             raise refusal from None
         return url.rstrip("/")
 
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _exact_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        origins = [part.strip().rstrip("/").lower() for part in value.split(",")]
+        origins = [origin for origin in origins if origin]
+        if not origins:
+            raise ValueError("is blank: name at least one origin, or remove the line")
+        for origin in origins:
+            if "*" in origin:
+                raise ValueError(
+                    "must not hold *: requests carry credentials, so name each origin exactly"
+                )
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    "must be origins like https://app.example.com, comma-separated, without a path"
+                )
+        return frozenset(origins)
+
     @model_validator(mode="after")
     def _previous_secret_is_another(self) -> Self:
         if self.better_auth_secret_previous is not None:
@@ -193,26 +213,6 @@ class Settings(BaseModel):
     def audience(self) -> str:
         """The `aud` of Better Auth's own tokens."""
         return self.better_auth_audience or _origin(self.better_auth_url or "")
-
-    @field_validator("allowed_origins", mode="before")
-    @classmethod
-    def _exact_origins(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        origins = [part.strip().rstrip("/").lower() for part in value.split(",")]
-        origins = [origin for origin in origins if origin]
-        if not origins:
-            raise ValueError("is blank: name at least one origin, or remove the line")
-        for origin in origins:
-            if "*" in origin:
-                raise ValueError(
-                    "must not hold *: requests carry credentials, so name each origin exactly"
-                )
-            if not _ORIGIN.fullmatch(origin):
-                raise ValueError(
-                    "must be origins like https://app.example.com, comma-separated, without a path"
-                )
-        return frozenset(origins)
 
 
 def get_settings() -> Settings:

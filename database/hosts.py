@@ -43,11 +43,11 @@ class Linked(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
         """Whether a new connection would be, or might be, to a host that fits better."""
         return self.host != self.hosts.current or time.monotonic() > self.ends_at
 
-    async def fetch(self, *arguments: Any, **options: Any) -> Any:
+    async def fetch(self, query: str, *arguments: Any) -> Any:
         timer = asyncio.get_running_loop().call_later(LATE, self._is_late)
         self.is_in_time = True
         try:
-            return await super().fetch(*arguments, **options)
+            return await super().fetch(query, *arguments)
         finally:
             self.is_in_time = False
             timer.cancel()

@@ -327,6 +327,14 @@ class TestRfc3339:
             assert await connection.scalar(select(rfc3339(literal(kept)))) == written
         await engine.dispose()
 
+    @pytest.mark.parametrize("kept", ['2024-01-"2 03:04:05.678901', "2024-0\n-02T03:04:05.678901"])
+    async def test_is_null_for_what_is_no_instant(self, kept: str) -> None:
+        """Nothing in it is ever to be escaped."""
+        engine = create_async_engine("sqlite+aiosqlite://")
+        async with engine.connect() as connection:
+            assert await connection.scalar(select(rfc3339(literal(kept)))) is None
+        await engine.dispose()
+
 
 class TestAdvance:
     async def test_is_now_where_the_clock_has_moved_on(self, session: AsyncSession) -> None:

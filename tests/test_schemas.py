@@ -67,8 +67,15 @@ class TestBodies:
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
+instants = st.datetimes().map(lambda instant: f"{instant.isoformat('T', 'microseconds')}Z")
 records = st.tuples(
-    st.integers(1, MAX_TASK_ID), text, text, text | st.none(), st.booleans(), text, text | st.none()
+    st.integers(1, MAX_TASK_ID),
+    text,
+    text,
+    text | st.none(),
+    st.booleans(),
+    instants | st.none(),
+    instants | st.none(),
 )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import asyncpg
+from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -206,6 +207,7 @@ def create_engine(
     )
     if is_sqlite:
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+        event.listen(engine.sync_engine, "before_cursor_execute", _begin_for_with)
     else:
         event.listen(engine.sync_engine, "checkin", _note_use)
         event.listen(engine.sync_engine, "checkout", _discard_dead)
@@ -227,6 +229,15 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
     for pragma in ("synchronous = FULL", "foreign_keys = ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _begin_for_with(
+    connection: SyncConnection, cursor: Any, statement: str, *_arguments: object
+) -> None:
+    # sqlite3 begins a transaction before what writes, which it knows by the first word alone.
+    driver = cast(Any, connection.connection.driver_connection)
+    if statement.lstrip()[:4].upper() == "WITH" and not driver.in_transaction:
+        cursor.execute("BEGIN")
 
 
 def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import asyncpg
+import pytest
 from pydantic import SecretStr
 from support import SECRET
 
@@ -16,6 +17,9 @@ from database.pool import pool_of
 from database.tables import keep_tables
 from models import utc_now
 from settings import Settings
+
+# For a test of an answer that is given before a database is asked.
+on_one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 # As a service of before the migrations made it.
 EARLIER_TABLE = {

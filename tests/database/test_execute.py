@@ -27,10 +27,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 import queries
 from database.database import Database, Session, open_database
+from database.execute import Statement
 from database.pool import pool_of
 from errors import DatabaseUnavailable, StatementTimeout
 from models import TASK_TABLE, Task, utc_now
-from queries import CREATE, GET, LIST
+from queries import CREATE, CREATE_WITHIN, GET, LIST
 from schemas import TaskPublic
 
 COMPLETE = queries.COMPLETE.of_any
@@ -86,13 +87,14 @@ class TestStatement:
         await CREATE.rows(Session(database), **new("after"))
         assert await stored(database_url) == ["after"]
 
+    @pytest.mark.parametrize("create", [CREATE, CREATE_WITHIN], ids=["insert", "with … insert"])
     @pytest.mark.parametrize("kept", [True, False], ids=["commit", "rollback"])
     async def test_takes_part_in_a_begun_transaction(
-        self, database: Database, database_url: str, kept: bool
+        self, database: Database, database_url: str, create: Statement, kept: bool
     ) -> None:
         async with Session(database) as session:
             await session.begin()
-            [row] = await CREATE.rows(session, **new("in a transaction"))
+            [row] = await create.rows(session, **new("in a transaction", task_limit=1))
             assert await stored(database_url) == []
             assert await LIST.rows(session, owner="alice") == [row]
             await (session.commit() if kept else session.rollback())

@@ -29,6 +29,13 @@ from support import Caller, assert_error, sign
 from main import app
 from middleware.auth import verify_user_access
 
+
+@pytest.fixture
+def database_url(ready_sqlite_url: str) -> str:
+    """One will do: the verdicts come before a database is asked."""
+    return ready_sqlite_url
+
+
 # --- The header -------------------------------------------------------------------------------
 
 # `{}` stands for a good token.

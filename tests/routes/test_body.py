@@ -6,10 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
+from databases import on_one_database
 from support import JSON, Caller, assert_error, assert_invalid
-
-# Where an answer is given before a database is asked.
-on_one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 class TestBody:

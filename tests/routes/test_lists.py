@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from databases import on_one_database
 from support import Caller, assert_error, assert_invalid
 
 from database.execute import Statement
@@ -125,6 +126,7 @@ class TestOrder:
 
 
 class TestRefused:
+    @on_one_database
     @pytest.mark.parametrize(
         ("name", "value"),
         [
@@ -156,6 +158,7 @@ class TestRefused:
     async def test_values(self, alice: Caller, name: str, value: str) -> None:
         assert_invalid(await alice.get(params={name: value}), "query", name)
 
+    @on_one_database
     async def test_what_is_no_utf_8(self, alice: Caller) -> None:
         assert_invalid(await alice.get("?search=%ff"), "query", "search")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from databases import on_one_database
 from support import JSON, Caller, assert_error, assert_invalid, sign
 
 from models import utc_now
@@ -147,6 +148,7 @@ class TestCreate:
     async def test_strips_white_space_off_the_title(self, alice: Caller, space: str) -> None:
         assert (await alice.add(f"{space}Buy{space}milk{space}"))["title"] == f"Buy{space}milk"
 
+    @on_one_database
     @pytest.mark.parametrize(
         "title", ["", " ", "\u3000", None, 1, True, [], {}, "x" * 201, " " + "x" * 201]
     )
@@ -166,6 +168,7 @@ class TestCreate:
         too_long = {"title": "x", "description": letter * 1001}
         assert_invalid(await alice.post(too_long), "body", "description")
 
+    @on_one_database
     @pytest.mark.parametrize("description", [1, True, [], {}])
     async def test_refuses_a_description_that_is_no_string(
         self, alice: Caller, description: object
@@ -179,6 +182,7 @@ class TestCreate:
     ) -> None:
         assert (await alice.add(description=description))["description"] == description
 
+    @on_one_database
     @pytest.mark.parametrize("completed", ["true", "false", "", 0, 1, 1.0, None, [], {}])
     async def test_takes_nothing_but_a_boolean(self, alice: Caller, completed: object) -> None:
         body = {"title": "x", "completed": completed}
@@ -240,6 +244,7 @@ class TestTaskId:
         await alice.delete(f"/{task['id']}")
         assert_error(await operate(alice, task["id"]), 404, "Task not found")
 
+    @on_one_database
     @pytest.mark.parametrize("task_id", BAD_IDS)
     async def test_is_404_or_422_when_it_is_no_plain_decimal(
         self, alice: Caller, operate: Callable[..., Any], task_id: str
@@ -388,6 +393,7 @@ class TestComplete:
         task = await alice.add()
         assert (await alice.complete(task["id"], headers=JSON)).json()["completed"] is True
 
+    @on_one_database
     @pytest.mark.parametrize("body", [{}, {"completed": None}, {"completed": 1}, {"done": True}])
     async def test_refuses_a_body_that_sets_nothing(
         self, alice: Caller, body: dict[str, object]
@@ -420,6 +426,7 @@ class TestDelete:
 
 
 class TestMethods:
+    @on_one_database
     @pytest.mark.parametrize(
         ("method", "path", "allow"),
         [
@@ -440,6 +447,7 @@ class TestMethods:
         assert response.status_code == 405
         assert response.headers["allow"] == allow
 
+    @on_one_database
     @pytest.mark.parametrize("path", ["/", "/1/", "/1/complete/", "/1/other", "/1/complete/2"])
     async def test_an_unknown_path_is_404(self, alice: Caller, path: str) -> None:
         assert_error(await alice.get(path), 404, "Not Found")

@@ -84,7 +84,8 @@ class WholeWrites:
         if self._held:
             data, self._held = self._held, b""
             self._before()
-            self._transport.write(data)
+            if not self._transport.is_closing():  # As when its client has hung up meanwhile.
+                self._transport.write(data)
 
     def is_closing(self) -> bool:
         # uvicorn asks after each answer, which needs not have been sent for that.

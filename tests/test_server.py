@@ -68,6 +68,15 @@ class TestWholeWrites:
         await asyncio.sleep(0)
         assert wire.done == ["before", b"head", "close"]
 
+    async def test_are_logged_and_not_sent_to_a_client_that_has_hung_up(
+        self, wire: Wire, transport: Any
+    ) -> None:
+        """uvloop raises an error for what is written to a connection that is closed."""
+        transport.write(b"answer")
+        wire.close()
+        await asyncio.sleep(0)
+        assert wire.done == ["close", "before"]
+
     async def test_are_held_when_it_is_asked_whether_it_closes(
         self, wire: Wire, transport: Any
     ) -> None:

@@ -36,10 +36,6 @@ async def made(alice: Caller) -> httpx.Response:
     return await alice.post({"title": "Buy milk"})
 
 
-async def tag_of(alice: Caller, task_id: int) -> str:
-    return (await alice.get(f"/{task_id}")).headers["etag"]
-
-
 class TestETag:
     async def test_is_that_of_the_task_in_every_answer(self, alice: Caller) -> None:
         created = await alice.post({"title": "Buy milk"})

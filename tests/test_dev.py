@@ -123,6 +123,7 @@ class TestInstallation:
 
     def test_tells_of_a_missing_network(self, tmp_path: Path) -> None:
         nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
+        nowhere["PIP_RETRIES"] = "0"
         assert "uv can't be fetched" in self.make(tmp_path, **nowhere)[-1]
 
     def test_tells_of_a_python_without_venv(self, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def create_engine(
     )
     if is_sqlite:
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
-        event.listen(engine.sync_engine, "before_cursor_execute", _begin_for_with)
+        event.listen(engine.sync_engine, "before_cursor_execute", _begin_in_time)
     else:
         event.listen(engine.sync_engine, "checkin", _note_use)
         event.listen(engine.sync_engine, "checkout", _discard_dead)
@@ -231,12 +231,14 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
     cursor.close()
 
 
-def _begin_for_with(
+def _begin_in_time(
     connection: SyncConnection, cursor: Any, statement: str, *_arguments: object
 ) -> None:
-    # sqlite3 begins a transaction before what writes, which it knows by the first word alone.
+    # sqlite3 begins a transaction before what writes, which it knows by the first word. Behind a
+    # WITH it sees none, and a savepoint without a transaction around it is committed on its own.
     driver = cast(Any, connection.connection.driver_connection)
-    if statement.lstrip()[:4].upper() == "WITH" and not driver.in_transaction:
+    word = statement.split(maxsplit=1)[0].upper()
+    if word in ("WITH", "SAVEPOINT") and not driver.in_transaction:
         cursor.execute("BEGIN")
 
 

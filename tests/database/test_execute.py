@@ -100,6 +100,15 @@ class TestStatement:
             await (session.commit() if kept else session.rollback())
         assert await stored(database_url) == (["in a transaction"] if kept else [])
 
+    async def test_in_a_savepoint_is_undone_with_the_transaction(
+        self, database: Database, database_url: str
+    ) -> None:
+        async with Session(database) as session:
+            async with session.begin_nested():
+                await CREATE.rows(session, **new("in a savepoint"))
+            await session.rollback()
+        assert await stored(database_url) == []
+
     async def test_takes_part_in_a_transaction_that_a_query_began(
         self, database: Database, database_url: str
     ) -> None:

@@ -11,6 +11,7 @@ from fastapi.telemetry import TelemetryConfig
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
+from starlette.applications import Starlette
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -35,11 +36,8 @@ class TaskAPI(FastAPI):
             self._is_observed = self._native_telemetry.enabled()
         if scope["type"] != "http" or self._is_observed or self.root_path:
             await super().__call__(scope, receive, send)
-            return
-        scope["app"] = self
-        if self.middleware_stack is None:
-            self.middleware_stack = self.build_middleware_stack()
-        await self.middleware_stack(scope, receive, send)
+        else:
+            await Starlette.__call__(self, scope, receive, send)
 
     @contextmanager
     def observed_by(

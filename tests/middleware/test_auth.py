@@ -11,6 +11,7 @@ from typing import Annotated
 
 import httpx
 import pytest
+from databases import on_one_database
 from fastapi import Depends, FastAPI
 from made_tokens import (
     CHALLENGES,
@@ -28,13 +29,6 @@ from support import Caller, assert_error, sign
 
 from main import app
 from middleware.auth import verify_user_access
-
-
-@pytest.fixture
-def database_url(ready_sqlite_url: str) -> str:
-    """One will do: the verdicts come before a database is asked."""
-    return ready_sqlite_url
-
 
 # --- The header -------------------------------------------------------------------------------
 
@@ -70,6 +64,7 @@ AUTHORIZATIONS: dict[str, tuple[list[str], str]] = {
 }
 
 
+@on_one_database
 class TestAuthorizationHeader:
     @pytest.mark.parametrize(("values", "verdict"), AUTHORIZATIONS.values(), ids=AUTHORIZATIONS)
     async def test_is_one_bearer_token(
@@ -165,12 +160,14 @@ def matters(operation: str, mistake: Mistake) -> bool:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 class TestEveryOperation:
+    @on_one_database
     async def test_asks_for_a_token_before_all_else(
         self, client: httpx.AsyncClient, operation: str
     ) -> None:
         for mistake in MISTAKES.values():
             assert_verdict(await send(client, operation, mistake, None), MISSING)
 
+    @on_one_database
     async def test_refuses_a_forged_token_before_all_else(
         self, client: httpx.AsyncClient, operation: str
     ) -> None:
@@ -178,6 +175,7 @@ class TestEveryOperation:
             forged = token(secret="another secret, quite as long as ours is")
             assert_verdict(await send(client, operation, mistake, forged), INVALID)
 
+    @on_one_database
     async def test_refuses_an_expired_token_before_all_else(
         self, client: httpx.AsyncClient, operation: str
     ) -> None:
@@ -185,6 +183,7 @@ class TestEveryOperation:
             response = await send(client, operation, mistake, sign("alice", exp=1))
             assert_verdict(response, EXPIRED)
 
+    @on_one_database
     async def test_refuses_another_user_before_it_looks_at_the_input(
         self, client: httpx.AsyncClient, operation: str
     ) -> None:
@@ -221,6 +220,7 @@ class TestEveryOperation:
         response = await alice.request(method, path.format(task["id"]), json=BODIES.get(operation))
         assert response.is_success, response.text
 
+    @on_one_database
     @pytest.mark.parametrize("bearer", ["none", "forged", "another user's"])
     @pytest.mark.usefixtures("client")
     async def test_reads_no_body_before_its_verdict(self, operation: str, bearer: str) -> None:

@@ -16,7 +16,7 @@ from support import Caller
 from uvicorn.config import LOGGING_CONFIG
 from uvicorn.logging import DefaultFormatter
 
-from logs import Outage, current_request_id, service_logs, take_over_uvicorns_lines
+from logs import Outage, current_request_id, service_logs, take_over_uvicorns_lines, timestamp
 from settings import get_settings
 
 ID = "id-of-the-request"
@@ -387,3 +387,15 @@ class TestOutage:
     ) -> None:
         outage.ends()
         assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (1_800_000_000.5, "2027-01-15T08:00:00.500Z"),
+        (1_800_000_000.9999, "2027-01-15T08:00:00.999Z"),
+    ],
+)
+def test_timestamp_is_never_ahead(seconds: float, said: str) -> None:
+    assert timestamp(seconds) == said

@@ -18,7 +18,7 @@ import pytest
 from support import Caller, assert_error
 
 from database import tables
-from database.database import Database
+from database.database import TABLES_LOCK, Database
 from main import app, lifespan
 from middleware.stack import TaskAPI
 
@@ -374,6 +374,17 @@ class TestMigrationLater:
 
             await until(ask_all)
         assert complaints(caplog) == []
+
+    @pytest.mark.usefixtures("impatient")
+    async def test_is_noticed_though_another_process_was_at_it_first(
+        self, run: Run, auth: BetterAuth, emptied: asyncpg.Connection
+    ) -> None:
+        async with run() as users:
+            async with emptied.transaction():
+                await emptied.execute(f"SELECT pg_advisory_xact_lock({TABLES_LOCK})")
+                await auth.migrate()
+                await look_in_vain(users("alice"), auth)
+            await until(auth.is_linked, asking=users("alice"))
 
     async def test_is_noticed_at_the_next_start(self, run: Run, auth: BetterAuth) -> None:
         async with run() as users:

@@ -25,18 +25,20 @@ from benchmarks.sections import (
 # Where contestants are judged.
 CONNECTIONS = 32
 
-# Seconds, for the progress only: a run with its preparation, and further sections.
-_RUN, _WORKERS, _LINK, _STARTS = 1.2, 25.0, 25.0, 20.0
+# Seconds, for the progress only: a run with its preparation, processes that start and are warmed,
+# and further sections.
+_RUN, _PROCESSES, _WORKERS, _LINK, _STARTS = 1.2, 8.0, 25.0, 25.0, 20.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: `rounds` is the number of connections of each round.
+    """How much is measured: `groups` has the numbers of connections of rounds.
 
-    After `last_round` seconds no further one begins, so that a slow machine is done in time, too.
+    For each group all processes start anew, since two of one state differ by 5 % and more. After
+    `last_round` seconds no further round begins, so that a slow machine is done in time, too.
     """
 
-    rounds: Sequence[int]
+    groups: Sequence[Sequence[int]]
     operations: Sequence[Operation]
     last_round: float
     worker_rounds: int = 0
@@ -46,15 +48,15 @@ class Plan:
     @property
     def seconds(self) -> float:
         """What it takes, roughly."""
-        runs = (len(self.rounds) * len(self.operations) + 1) * len(CONTESTANTS)
+        runs = sum(map(len, self.groups)) * len(self.operations) * len(CONTESTANTS)
         sections = (self.worker_rounds and _WORKERS, self.link and _LINK, self.starts and _STARTS)
-        return runs * _RUN + sum(sections)
+        return runs * _RUN + len(self.groups) * _PROCESSES + sum(sections)
 
 
 FULL = Plan(
-    [CONNECTIONS] * 5 + [1, 8, 128] * 3, OPERATIONS, 470, worker_rounds=3, link=True, starts=5
+    [[CONNECTIONS]] * 5 + [[1, 8, 128] * 3], OPERATIONS, 520, worker_rounds=3, link=True, starts=5
 )
-QUICK = Plan([CONNECTIONS] * 3, (GET, LIST, POST), 34)
+QUICK = Plan([[CONNECTIONS] * 3], (GET, LIST, POST), 42)
 
 
 @dataclass
@@ -90,17 +92,8 @@ class Results:
 async def measure(plan: Plan, database: Database, folder: Path) -> Results:
     results = Results()
     load = Load(database, folder)
-    with (
-        running([BARE], folder, database.url) as [bare],
-        running(CONTESTANTS, folder, database.url) as servers,
-    ):
-        await check_answers(database, servers)
-        progress = Progress(plan.seconds)
-        for server in servers:
-            await load.run(server, MIX, CONNECTIONS)
-            progress.did(_RUN, f"{server.name} is warm")
-        await _measure_throughput(plan, load, database, servers, bare, progress, results)
-        results.memory = {server.name: proc.peak_memory(server.pid) for server in servers}
+    progress = Progress(plan.seconds)
+    await _Comparison(plan, load, database, folder, progress, results).measure()
     if plan.worker_rounds:
         results.workers = await measure_workers(load, database, folder, plan.worker_rounds)
         progress.did(_WORKERS, "two workers")
@@ -113,31 +106,51 @@ async def measure(plan: Plan, database: Database, folder: Path) -> Results:
     return results
 
 
-async def _measure_throughput(
-    plan: Plan,
-    load: Load,
-    database: Database,
-    servers: Sequence[Running],
-    bare: Running,
-    progress: Progress,
-    results: Results,
-) -> None:
-    for number, connections in enumerate(plan.rounds):
-        if progress.elapsed > plan.last_round:
-            progress.did(0, f"no time for the last {len(plan.rounds) - number} rounds")
-            break
-        await database.tidy()
+@dataclass
+class _Comparison:
+    """All contestants beside each other, in rounds of one run of each operation."""
+
+    plan: Plan
+    load: Load
+    database: Database
+    folder: Path
+    progress: Progress
+    results: Results
+    rounds: int = 0
+
+    async def measure(self) -> None:
+        for group in self.plan.groups:
+            with (
+                running([BARE], self.folder, self.database.url) as [bare],
+                running(CONTESTANTS, self.folder, self.database.url) as servers,
+            ):
+                await check_answers(self.database, servers)
+                for server in servers:
+                    await self.load.run(server, MIX, CONNECTIONS)
+                self.progress.did(_PROCESSES, "new processes are warm")
+                for connections in group:
+                    if self.progress.elapsed > self.plan.last_round:
+                        self.progress.did(0, f"no time for more than {self.rounds} rounds")
+                        break
+                    await self._round(connections, servers, bare)
+                for server in servers:
+                    peak = proc.peak_memory(server.pid)
+                    memory = self.results.memory
+                    memory[server.name] = max(peak, memory.get(server.name, 0))
+
+    async def _round(self, connections: int, servers: Sequence[Running], bare: Running) -> None:
+        await self.database.tidy()
         # All in a row, and each first in its turn: a noisy minute hits them alike.
-        first = number % len(servers)
+        first = self.rounds % len(servers)
         turn = (*servers[first:], *servers[:first])
-        for operation in plan.operations:
-            cell = [await load.run(server, operation, connections) for server in turn]
-            results.runs += cell
+        self.rounds += 1
+        for operation in self.plan.operations:
+            cell = [await self.load.run(server, operation, connections) for server in turn]
+            self.results.runs += cell
             if operation is GET and connections == CONNECTIONS:
-                results.bare.append(await load.run(bare, operation, connections))
-            progress.did(
+                self.results.bare.append(await self.load.run(bare, operation, connections))
+            self.progress.did(
                 _RUN * len(cell),
-                f"round {number + 1} of {len(plan.rounds)}, {connections} connections, "
-                f"{operation.name}: "
+                f"round {self.rounds}, {connections} connections, {operation.name}: "
                 + ", ".join(f"{run.contestant} {run.throughput:,.0f}/s" for run in cell),
             )

@@ -2,6 +2,7 @@
 """The suite's fixtures: both databases, the app with its lifespan run, and callers of it."""
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,11 @@ from database.database import Database, Session
 from main import app
 from queries import CREATE, LIST
 from settings import Settings
+
+
+def pytest_collection_finish() -> None:
+    # What has been imported and collected stays: it need not be looked through for garbage again.
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

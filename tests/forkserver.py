@@ -7,6 +7,7 @@ environment, folder and log that it was given.
 """
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -194,6 +195,8 @@ def _become(request: dict[str, Any]) -> None:
 if __name__ == "__main__":
     for library in _LIBRARIES:
         import_module(library)
+    # They stay: what is forked need not look through them for garbage, which would copy them, too.
+    gc.freeze()
     signal.signal(signal.SIGCHLD, _reap)
     if (found := _forked_request()) is not None:
         _become(found)

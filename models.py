@@ -114,7 +114,8 @@ class rfc3339(FunctionElement[str]):  # named as a SQL function would be
     """SQL: `rfc3339(instant)` is the instant as clients see it, UTC with six digits of a second.
 
     Written by the database, which spares the service to take it apart and put it together again.
-    For the years 1 to 9999; PostgreSQL's infinity is NULL.
+    For the years 1 to 9999. What is no instant, PostgreSQL's infinity among it, is an empty text:
+    of that no client makes a date, while JavaScript makes 1970 of null.
     """
 
     type = String()
@@ -124,7 +125,8 @@ class rfc3339(FunctionElement[str]):  # named as a SQL function would be
 @compiles(rfc3339, "postgresql")
 def _rfc3339_postgresql(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
     instant = compiler.process(element.clauses, **kw)
-    return f"to_char({instant} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+    written = f"to_char({instant} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+    return f"coalesce({written}, '')"
 
 
 # For GLOB.
@@ -135,11 +137,11 @@ _UTC_DATE_TIME = "0000-00-00[ T]00:00:00.000000".replace("0", "[0-9]")
 def _rfc3339_sqlite(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
     instant = compiler.process(element.clauses, **kw)
     # UTCDateTime's form, or any other that SQLite understands, such as an older service may have
-    # written: its own function knows them, but only milliseconds. What is no instant is NULL.
+    # written: its own function knows them, but only milliseconds. What is no instant, it makes NULL.
     return (
-        f"CASE WHEN {instant} GLOB '{_UTC_DATE_TIME}' "
+        f"coalesce(CASE WHEN {instant} GLOB '{_UTC_DATE_TIME}' "
         f"THEN replace({instant}, ' ', 'T') "
-        f"ELSE strftime('%Y-%m-%dT%H:%M:%f', {instant}) || '000' END || 'Z'"
+        f"ELSE strftime('%Y-%m-%dT%H:%M:%f', {instant}) || '000' END || 'Z', '')"
     )
 
 

@@ -218,8 +218,7 @@ def tasks_json(records: Iterable[Sequence[Any]]) -> bytes:
         f'{{"id":{task_id},"user_id":{_json(user_id)},"title":{_json(title)},'
         f'"description":{"null" if description is None else _json(description)},'
         f'"completed":{"true" if completed else "false"},'
-        f'"created_at":{f'"{created_at}"' if created_at else "null"},'
-        f'"updated_at":{f'"{updated_at}"' if updated_at else "null"}}}'
+        f'"created_at":"{created_at}","updated_at":"{updated_at}"}}'
         for task_id, user_id, title, description, completed, created_at, updated_at in records
     ]
     return f"[{','.join(tasks)}]".encode()

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import asyncpg
 import pytest
-from sqlalchemy import String, bindparam, cast, literal, make_url, select, text
+from sqlalchemy import String, bindparam, cast, literal, literal_column, make_url, select, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel import SQLModel, col, delete
@@ -328,12 +330,17 @@ class TestRfc3339:
         await engine.dispose()
 
     @pytest.mark.parametrize("kept", ['2024-01-"2 03:04:05.678901', "2024-0\n-02T03:04:05.678901"])
-    async def test_is_null_for_what_is_no_instant(self, kept: str) -> None:
+    async def test_is_empty_for_what_is_no_instant(self, kept: str) -> None:
         """Nothing in it is ever to be escaped."""
         engine = create_async_engine("sqlite+aiosqlite://")
         async with engine.connect() as connection:
-            assert await connection.scalar(select(rfc3339(literal(kept)))) is None
+            assert await connection.scalar(select(rfc3339(literal(kept)))) == ""
         await engine.dispose()
+
+    @pytest.mark.parametrize("kept", ["infinity", "-infinity"])
+    async def test_is_empty_for_infinity(self, emptied: asyncpg.Connection, kept: str) -> None:
+        query = select(rfc3339(literal_column(f"timestamptz '{kept}'")))
+        assert await emptied.fetchval(str(query.compile(dialect=postgresql.dialect()))) == ""
 
 
 class TestAdvance:

@@ -74,8 +74,8 @@ records = st.tuples(
     text,
     text | st.none(),
     st.booleans(),
-    instants | st.none(),
-    instants | st.none(),
+    instants | st.just(""),
+    instants | st.just(""),
 )
 
 

@@ -137,7 +137,7 @@ _UTC_DATE_TIME = "0000-00-00[ T]00:00:00.000000".replace("0", "[0-9]")
 def _rfc3339_sqlite(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
     instant = compiler.process(element.clauses, **kw)
     # UTCDateTime's form, or any other that SQLite understands, such as an older service may have
-    # written: its own function knows them, but only milliseconds. What is no instant, it makes NULL.
+    # written: its own function knows them, but only milliseconds, and makes NULL of any other text.
     return (
         f"coalesce(CASE WHEN {instant} GLOB '{_UTC_DATE_TIME}' "
         f"THEN replace({instant}, ' ', 'T') "

@@ -9,7 +9,6 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy import String, bindparam, cast, literal, literal_column, make_url, select, text
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel import SQLModel, col, delete
@@ -340,7 +339,8 @@ class TestRfc3339:
     @pytest.mark.parametrize("kept", ["infinity", "-infinity"])
     async def test_is_empty_for_infinity(self, emptied: asyncpg.Connection, kept: str) -> None:
         query = select(rfc3339(literal_column(f"timestamptz '{kept}'")))
-        assert await emptied.fetchval(str(query.compile(dialect=postgresql.dialect()))) == ""
+        dialect = make_url("postgresql+asyncpg://").get_dialect()()
+        assert await emptied.fetchval(str(query.compile(dialect=dialect))) == ""
 
 
 class TestAdvance:

@@ -98,14 +98,14 @@ class RFC3339(TypeDecorator[str]):
         self,
         dialect: Dialect,
         coltype: object,  # noqa: ARG002  # A part of the interface.
-    ) -> Callable[[datetime | None], str | None] | None:
+    ) -> Callable[[datetime | None], str] | None:
         # In place of process_result_value, around which SQLAlchemy puts a function of its own.
         return None if dialect.name == "sqlite" else _written
 
 
-def _written(instant: datetime | None) -> str | None:
-    if instant is None:
-        return None
+def _written(instant: datetime | None) -> str:
+    if instant is None or instant.tzinfo is None:  # Infinity, to which asyncpg gives no zone.
+        return ""
     # Without its zone it is written in two thirds of the time.
     return f"{instant.astimezone(UTC).replace(tzinfo=None).isoformat('T', 'microseconds')}Z"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from databases import execute, new, opened
 from sqlalchemy import String, bindparam, cast, literal, literal_column, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -16,6 +17,7 @@ from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 from statements import STATEMENTS, VALUES
 
+from database.database import Session
 from models import (
     DESCRIPTION_LENGTH,
     IDEMPOTENCY_KEY_LENGTH,
@@ -27,6 +29,7 @@ from models import (
     rfc3339,
     utc_now,
 )
+from queries import COMPLETE, CREATE
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime(9999, 1, 1, tzinfo=UTC)
@@ -341,6 +344,24 @@ class TestRfc3339:
         query = select(rfc3339(literal_column(f"timestamptz '{kept}'")))
         dialect = make_url("postgresql+asyncpg://").get_dialect()()
         assert await emptied.fetchval(str(query.compile(dialect=dialect))) == ""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "UPDATE task SET created_at = 'infinity'",
+            "UPDATE task SET created_at = '-infinity'",
+        ],
+    )
+    async def test_is_as_empty_in_a_row_that_is_returned(
+        self, ready_postgresql_url: str, change: str
+    ) -> None:
+        values = {"owner": "alice", "task_id": 1, "new_completed": None, "now": utc_now()}
+        async with opened(ready_postgresql_url) as database:
+            await CREATE.rows(Session(database), **new("Buy milk"))
+            await execute(ready_postgresql_url, change)
+            row = await COMPLETE.of_any.row(Session(database), **values)
+        assert row is not None
+        assert row["created_at"] == ""
 
 
 class TestAdvance:

@@ -61,7 +61,7 @@ QUICK = Plan([[CONNECTIONS] * 3], (GET, LIST, POST), 42)
 
 @dataclass
 class Results:
-    """All figures; `memory` is the most that each contestant's process had in memory, in MiB.
+    """All figures; `memory` is the most that a process of each contestant had, in MiB.
 
     `bare` are the runs of bare uvicorn, beside those of GET one.
     """
@@ -120,23 +120,30 @@ class _Comparison:
 
     async def measure(self) -> None:
         for group in self.plan.groups:
-            with (
-                running([BARE], self.folder, self.database.url) as [bare],
-                running(CONTESTANTS, self.folder, self.database.url) as servers,
-            ):
-                await check_answers(self.database, servers)
-                for server in servers:
-                    await self.load.run(server, MIX, CONNECTIONS)
-                self.progress.did(_PROCESSES, "new processes are warm")
-                for connections in group:
-                    if self.progress.elapsed > self.plan.last_round:
-                        self.progress.did(0, f"no time for more than {self.rounds} rounds")
-                        break
+            if self._has_time():
+                await self._measure_group(group)
+        if self.rounds < sum(map(len, self.plan.groups)):
+            self.progress.did(0, f"there was time for {self.rounds} rounds only")
+
+    async def _measure_group(self, group: Sequence[int]) -> None:
+        with (
+            running([BARE], self.folder, self.database.url) as [bare],
+            running(CONTESTANTS, self.folder, self.database.url) as servers,
+        ):
+            await check_answers(self.database, servers)
+            for server in servers:
+                await self.load.run(server, MIX, CONNECTIONS)
+            self.progress.did(_PROCESSES, "new processes are warm")
+            for connections in group:
+                if self._has_time():
                     await self._round(connections, servers, bare)
-                for server in servers:
-                    peak = proc.peak_memory(server.pid)
-                    memory = self.results.memory
-                    memory[server.name] = max(peak, memory.get(server.name, 0))
+            memory = self.results.memory
+            for server in servers:
+                peak = proc.peak_memory(server.pid)
+                memory[server.name] = max(peak, memory.get(server.name, 0))
+
+    def _has_time(self) -> bool:
+        return self.progress.elapsed <= self.plan.last_round
 
     async def _round(self, connections: int, servers: Sequence[Running], bare: Running) -> None:
         await self.database.tidy()

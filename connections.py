@@ -1,7 +1,7 @@
 # [Task]: T061 [From]: specs/requirements.md
 """How many connections there may be, and how long one may wait for its client (D41).
 
-What a request waits for is bounded elsewhere: its body in routes/body.py, its answer by settings.
+What a request waits for is bounded elsewhere: its body in kit/body.py, its answer by settings.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from errors import Unavailable
-from logs import Outage
-from middleware.request import RequestMiddleware
+from kit.errors import Unavailable
+from kit.logs import Outage
+from kit.middleware import RequestMiddleware
 from settings import Settings
 
 logger = logging.getLogger("tasks.connections")

@@ -1,23 +1,35 @@
 # [Task]: T009 [From]: specs/design.md
 """What an endpoint sees of the database: a session, and the statements it runs in it.
 
-How either works is told in database/.
+How either works is told in kit/database/.
 """
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from database.database import Database, Session, open_database
-from database.execute import Statement
-from database.failures import DRIVER_ERRORS
-from errors import DatabaseUnavailable
+from kit.database import database as machinery
+from kit.database.database import Database, Session
+from kit.database.execute import Statement
+from kit.database.failures import DRIVER_ERRORS
+from kit.errors import DatabaseUnavailable
+from models import TASK_TABLE
+from settings import Settings
 
 __all__ = ["Database", "Session", "SessionDep", "Statement", "get_session", "open_database"]
 
 _READING = ("GET", "HEAD")
+
+
+def open_database(settings: Settings) -> AbstractAsyncContextManager[Database]:
+    """The database for as long as the service runs. Raises SettingsError for a bad DATABASE_URL.
+
+    It does not connect: a database that is away is no reason not to start.
+    """
+    return machinery.open_database(settings, TASK_TABLE)
 
 
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:

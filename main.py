@@ -1,29 +1,31 @@
 # [Task]: T013 [From]: specs/design.md
 """The service, put together: what is mounted, and what a request passes on its way in.
 
-RequestMiddleware   what every request gets         middleware/request.py
-RouteTable          which route?                    middleware/stack.py, routes/table.py
-DirectRoute         calls what follows              routes/direct.py
+RequestMiddleware   what every request gets         kit/middleware.py
+RouteTable          which route?                    kit/routing.py, kit/routing.py
+DirectRoute         calls what follows              kit/routing.py
 verify_user_access  may it?                         middleware/auth.py
 an endpoint         what is done                    routes/tasks.py
-a Statement         how it is kept                  queries.py, database/
+a Statement         how it is kept                  tasks/queries.py, database/
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from database.tables import keep_tables
 from db import open_database
-from errors import install_error_handlers
-from logs import service_logs, take_over_uvicorns_lines
-from middleware.access import access_log
-from middleware.stack import TaskAPI
-from routes import documentation, health, tasks
-from routes.limits import TaskLimit
+from kit import documentation
+from kit.access_log import access_log
+from kit.database.tables import keep_tables
+from kit.errors import install_error_handlers
+from kit.logs import service_logs, take_over_uvicorns_lines
+from kit.routing import TaskAPI
+from kit.telemetry.start import open_telemetry
+from kit.tokens import open_verifier
+from middleware.auth import verify_user_access
+from routes import health, tasks
 from server import stop_in_order, take_connections
 from settings import get_settings
-from telemetry.start import open_telemetry
-from tokens.verify import open_verifier
+from tasks.limits import TaskLimit
 
 
 @asynccontextmanager
@@ -34,7 +36,7 @@ async def lifespan(app: TaskAPI) -> AsyncIterator[None]:
         async with (
             open_verifier(settings) as token_verifier,
             open_database(settings) as database,
-            open_telemetry(app, database),
+            open_telemetry(app, database, verify_user_access),
         ):
             app.state.token_verifier = token_verifier
             app.state.database = database

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from json.encoder import encode_basestring as _json
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import unquote
 
 from fastapi import Path
 from pydantic import (
@@ -15,29 +14,29 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     StrictBool,
     StringConstraints,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 # pydantic wants this TypedDict rather than typing's for total=False fields with metadata.
 from typing_extensions import TypedDict
 
+from kit.paths import CONTROLS, USER_ID_LENGTH, OrAbsent, decode_user_id
 from models import DESCRIPTION_LENGTH, TITLE_LENGTH
 
-USER_ID_LENGTH = 255
 MAX_TASK_ID = 2**63 - 1
+
 SEARCH_LENGTH = 200
+
 # Tasks of a page at most.
 PAGE_LENGTH = 200
 
-# Control characters and lone surrogates, which no user id may hold.
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
+
 _PLAIN_DECIMAL = re.compile(r"0|-?[1-9][0-9]*")
+
 
 Title = Annotated[
     str,
@@ -50,17 +49,22 @@ Title = Annotated[
         pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
     ),
 ]
+
 Description = Annotated[
     str, StringConstraints(strict=True, max_length=DESCRIPTION_LENGTH, pattern=r"^[^\u0000]*$")
 ]
+
 
 Search = Annotated[
     str,
     # What stands for bytes that were no UTF-8 could only be found by mistake.
     StringConstraints(min_length=1, max_length=SEARCH_LENGTH, pattern=r"^[^\u0000\ufffd]*$"),
 ]
+
 Limit = Annotated[int, Field(ge=1, le=PAGE_LENGTH)]
+
 Sort = Literal["created_at", "updated_at", "title"]
+
 Order = Literal["asc", "desc"]
 
 
@@ -94,17 +98,6 @@ class TaskCompletion(BaseModel):
     completed: StrictBool
 
     model_config = ConfigDict(json_schema_extra={"example": {"completed": True}})
-
-
-class OrAbsent:
-    """For what is None when it is left out: its JSON schema without null, which can't be sent."""
-
-    def __get_pydantic_json_schema__(
-        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        schema = handler(core_schema)
-        present, _null = schema.pop("anyOf")
-        return {**present, **schema}
 
 
 def _true_or_false(text: object) -> object:
@@ -224,11 +217,6 @@ def tasks_json(records: Iterable[Sequence[Any]]) -> bytes:
     return f"[{','.join(tasks)}]".encode()
 
 
-def decode_user_id(segment: str) -> str:
-    """A path segment as middleware/request.py leaves it, as the user id that it stands for."""
-    return unquote(segment) if "%" in segment else segment
-
-
 def _user_id(user_id: str) -> str:
     if CONTROLS.search(user_id):
         raise PydanticCustomError("user_id", "Input should hold no control characters")
@@ -247,6 +235,7 @@ UserId = Annotated[
     BeforeValidator(decode_user_id),
     AfterValidator(_user_id),
 ]
+
 # The document's bounds are floating-point numbers, which hold 2^63, but not one less.
 TaskId = Annotated[
     int,

@@ -16,7 +16,8 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from database.database import new_database
+from kit.database.database import new_database
+from models import TASK_TABLE
 from settings import Settings, SettingsError, get_settings
 
 # Which uvicorn sets up; this service's own are set up when it has started.
@@ -27,7 +28,7 @@ LOGGING: dict[str, Any] = {
     **LOGGING_CONFIG,
     "formatters": {
         **LOGGING_CONFIG["formatters"],
-        "default": {"()": "logs.LineFormatter", "stream": "ext://sys.stderr"},
+        "default": {"()": "kit.logs.LineFormatter", "stream": "ext://sys.stderr"},
     },
 }
 
@@ -77,7 +78,7 @@ def main() -> int:
     try:
         settings = get_settings()
         # Here, for one sentence in place of one from each worker.
-        new_database(settings)
+        new_database(settings, TASK_TABLE)
         bound = bound_socket(settings)
     except SettingsError as error:
         logger.error("%s", error)

@@ -2,7 +2,7 @@
 """The service's settings: what the environment or `.env` may say, checked and frozen.
 
 Reading happens in `get_settings()`, never at import. What a database URL means is told in
-database/urls.py.
+kit/database/urls.py.
 """
 
 import ipaddress

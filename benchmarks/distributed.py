@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from cluster import DISTRIBUTE, Node, citus
 from databases import opened
 
-import queries
-from database.database import Database, Session
-from models import utc_now
+from kit.database.database import Database, Session
+from kit.database.sql import utc_now
+from tasks import queries
 
 ROUNDS = 7
 STATEMENTS = 300

@@ -19,7 +19,7 @@ from support import SECRET
 
 from benchmarks import ROOT
 from benchmarks.growth import Table, say
-from database.tables import versions
+from kit.database.tables import versions
 
 ROWS = 10_000_000
 WRITERS = 4

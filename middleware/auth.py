@@ -1,7 +1,7 @@
 # [Task]: T008 [From]: specs/requirements.md
 """May this request act for this user? `verify_user_access` guards every task endpoint.
 
-Nothing else reads a token. What a valid one is, is told in tokens/verify.py.
+Nothing else reads a token. What a valid one is, is told in kit/tokens.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,11 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
-from errors import AccessDenied, MissingToken, ServiceError
-from middleware.access import USER
-from schemas import decode_user_id
+from kit.access_log import USER
+from kit.errors import AccessDenied, MissingToken, ServiceError
+from kit.paths import decode_user_id
+from kit.tokens import TokenVerifier
 from settings import get_settings
-from tokens.verify import TokenVerifier
 
 
 class VerifyUserAccess(SecurityBase):

@@ -1,7 +1,7 @@
 # [Task]: T025 [From]: specs/design.md
 """What Alembic compares and changes: the `task` table, and nothing of Better Auth's.
 
-At start database/tables.py brings its own connection; the `alembic` command reads the settings.
+At start kit/database/tables.py brings its own connection; the `alembic` command reads the settings.
 """
 
 import asyncio
@@ -11,14 +11,14 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlmodel.sql.sqltypes import AutoString
 
-from database.database import open_database
-from database.tables import VERSION_TABLE, versions
+from db import open_database
+from kit.database.tables import VERSION_TABLE, versions
 from models import TASK_TABLE
 from settings import get_settings
 
 
 def _is_ours(_object: Any, name: str | None, kind: str, _reflected: bool, _other: Any) -> bool:
-    # The foreign key to Better Auth's users comes and goes with their table: database/tables.py.
+    # The foreign key to Better Auth's users comes with their table: kit/database/tables.py.
     return name == TASK_TABLE.name if kind == "table" else kind != "foreign_key_constraint"
 
 

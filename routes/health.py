@@ -4,9 +4,9 @@
 from fastapi import APIRouter, Request, Response
 
 from db import Database
-from errors import DatabaseUnavailable, error_responses
-from openapi import operation_id
-from routes.direct import DirectRoute
+from kit.errors import DatabaseUnavailable, error_responses
+from kit.openapi import operation_id
+from kit.routing import DirectRoute
 
 router = APIRouter(
     route_class=DirectRoute, tags=["health"], generate_unique_id_function=operation_id

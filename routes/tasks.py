@@ -1,7 +1,7 @@
 # [Task]: T010 [From]: specs/requirements.md
 """The six task endpoints: what each does.
 
-Who may call them is decided in middleware/auth.py; what each asks of the database is in queries.py.
+Who may call them is decided in middleware/auth.py. What they are made of is in tasks/.
 """
 
 import asyncio
@@ -15,26 +15,48 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic_core import to_json
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from database.execute import Record
 from db import SessionDep
-from errors import (
+from errors import InvalidCursor, PreconditionFailed, TaskLimitReached, TaskNotFound
+from kit.body import JsonBody, OptionalJsonBody
+from kit.database.execute import Record
+from kit.database.sql import utc_now
+from kit.errors import (
     COMMON_RESPONSES,
     AccessDenied,
     BodyTimeout,
     BodyTooLarge,
     DatabaseUnavailable,
-    InvalidCursor,
     InvalidToken,
-    PreconditionFailed,
-    TaskLimitReached,
-    TaskNotFound,
     UnsupportedMediaType,
     error_responses,
 )
+from kit.openapi import operation_id, with_headers
+from kit.routing import DirectRoute
 from middleware.auth import verify_user_access
-from models import utc_now
-from openapi import operation_id, with_headers
-from queries import (
+from schemas import (
+    ListQuery,
+    TaskCompletion,
+    TaskCreate,
+    TaskId,
+    TaskPublic,
+    TaskUpdate,
+    UserId,
+    tasks_json,
+)
+from tasks.conditional import (
+    NOT_MODIFIED,
+    ContentTag,
+    IfMatch,
+    IfNoneMatch,
+    etag,
+    unless_known,
+    versions,
+)
+from tasks.idempotency import KEY_LIFETIME, IdempotencyKey, first_answer, is_replay, new_mark
+from tasks.limits import TaskLimit, task_limit
+from tasks.paging import next_page, values_after, values_of
+from tasks.parts import JSONParts
+from tasks.queries import (
     COMPLETE,
     CREATE,
     CREATE_ONCE,
@@ -50,31 +72,6 @@ from queries import (
     UPDATE,
     Change,
     listing,
-)
-from routes.body import JsonBody, OptionalJsonBody
-from routes.conditional import (
-    NOT_MODIFIED,
-    ContentTag,
-    IfMatch,
-    IfNoneMatch,
-    etag,
-    unless_known,
-    versions,
-)
-from routes.direct import DirectRoute
-from routes.idempotency import KEY_LIFETIME, IdempotencyKey, first_answer, is_replay, new_mark
-from routes.limits import TaskLimit, task_limit
-from routes.paging import next_page, values_after, values_of
-from routes.parts import JSONParts
-from schemas import (
-    ListQuery,
-    TaskCompletion,
-    TaskCreate,
-    TaskId,
-    TaskPublic,
-    TaskUpdate,
-    UserId,
-    tasks_json,
 )
 
 router = APIRouter(

@@ -20,25 +20,25 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-# Not telemetry/ and those whose tests start a process for each case.
-SOURCES = ("*.py", "database/*.py", "middleware/*.py", "routes/*.py", "tokens/*.py")
+# Not kit/telemetry/ and those whose tests start a process for each case.
+SOURCES = ("*.py", "kit/*.py", "kit/database/*.py", "middleware/*.py", "routes/*.py", "tasks/*.py")
 SLOW = ("main.py", "serve.py", "server.py", "connections.py")
 # Tests that tell of a module, beside those that mirror it.
 ALSO = {
-    "queries.py": ["tests/test_models.py", "tests/routes/test_lists.py"],
-    "models.py": ["tests/routes/test_tasks.py"],
-    "schemas.py": ["tests/routes/test_tasks.py", "tests/routes/test_body.py"],
-    "search.py": ["tests/routes/test_lists.py"],
-    "errors.py": ["tests/routes/test_tasks.py"],
-    "middleware/access.py": ["tests/middleware/test_auth.py"],
-    "middleware/cors.py": ["tests/middleware/test_request.py"],
-    "middleware/ids.py": ["tests/middleware/test_request.py"],
-    "middleware/paths.py": ["tests/middleware/test_request.py", "tests/routes/test_tasks.py"],
-    "routes/tasks.py": ["tests/routes/test_lists.py", "tests/routes/test_conditional.py"],
-    "tokens/verify.py": ["tests/middleware/test_auth.py"],
-    "database/pool.py": ["tests/database/test_execute.py", "tests/database/test_database.py"],
-    "database/execute.py": ["tests/test_db.py"],
-    "database/tables.py": ["tests/database/test_owners.py"],
+    "tasks/queries.py": ["tests/test_models.py", "tests/tasks/test_lists.py"],
+    "models.py": ["tests/test_routes.py"],
+    "schemas.py": ["tests/test_routes.py", "tests/kit/test_body.py"],
+    "kit/database/search.py": ["tests/tasks/test_lists.py"],
+    "errors.py": ["tests/test_routes.py"],
+    "kit/access_log.py": ["tests/test_auth.py"],
+    "kit/cors.py": ["tests/kit/test_middleware.py"],
+    "kit/middleware.py": ["tests/kit/test_middleware.py"],
+    "kit/paths.py": ["tests/kit/test_middleware.py", "tests/test_routes.py"],
+    "routes/tasks.py": ["tests/tasks/test_lists.py", "tests/tasks/test_conditional.py"],
+    "kit/tokens.py": ["tests/test_auth.py"],
+    "kit/database/pool.py": ["tests/kit/database/test_execute.py"],
+    "kit/database/execute.py": ["tests/test_db.py"],
+    "kit/database/tables.py": ["tests/kit/database/test_owners.py"],
 }
 WORKERS = 3
 # Seconds, after which a mutant that waits for ever counts as noticed.

@@ -18,10 +18,10 @@ from faults.proxy import Proxy, proxying
 from postgresql import PostgreSQL
 from support import SECRET, Caller
 
-from database.database import Database, Session
+from kit.database.database import Database, Session
 from main import app
-from queries import CREATE, LIST
 from settings import Settings
+from tasks.queries import CREATE, LIST
 
 
 def pytest_collection_finish() -> None:

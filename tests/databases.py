@@ -12,10 +12,11 @@ import pytest
 from pydantic import SecretStr
 from support import SECRET
 
-from database.database import Database, open_database
-from database.pool import pool_of
-from database.tables import keep_tables
-from models import utc_now
+from db import open_database
+from kit.database.database import Database
+from kit.database.pool import pool_of
+from kit.database.sql import utc_now
+from kit.database.tables import keep_tables
 from settings import Settings
 
 # For a test of an answer that is given before a database is asked.

@@ -6,10 +6,10 @@ from typing import get_args
 
 from sqlalchemy import make_url
 
-import queries
 from db import Statement
-from models import utc_now
+from kit.database.sql import utc_now
 from schemas import Order, Sort
+from tasks import queries
 
 _FILTERS = ("completed", "search")
 

@@ -18,12 +18,12 @@ from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from database.database import Database
 from db import SessionDep
-from errors import DatabaseUnavailable, install_error_handlers
-from middleware.request import RequestMiddleware
+from kit.database.database import Database
+from kit.errors import DatabaseUnavailable, install_error_handlers
+from kit.middleware import RequestMiddleware
 from models import Task
-from queries import CREATE
+from tasks.queries import CREATE
 
 
 class Witness:
@@ -230,7 +230,8 @@ class TestGetSession:
                     "database_pool_timeout": 0.05,
                     "database_connect_timeout": 0.05,
                 }
-            )
+            ),
+            database.table,
         )
         busy.tables_ready = True
         try:

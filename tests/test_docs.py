@@ -15,7 +15,7 @@ import uvicorn.main
 from service import PLAIN, serving, until
 from support import sign
 
-from errors import ServiceError
+from kit.errors import ServiceError
 from main import app
 from scripts.dev import write_env
 from settings import Settings, get_settings

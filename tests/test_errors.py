@@ -13,8 +13,10 @@ from starlette.types import Message, Receive, Scope, Send
 from support import Caller, assert_error, assert_invalid
 
 import errors
+import kit.errors
 from db import get_session
-from errors import (
+from errors import TaskNotFound
+from kit.errors import (
     AccessDenied,
     BodyTooLarge,
     DatabaseUnavailable,
@@ -22,14 +24,13 @@ from errors import (
     InvalidToken,
     MissingToken,
     ServiceError,
-    TaskNotFound,
     UnsupportedMediaType,
     error_responses,
     install_error_handlers,
 )
+from kit.middleware import RequestMiddleware
+from kit.routing import TaskAPI
 from main import app as main_app
-from middleware.request import RequestMiddleware
-from middleware.stack import TaskAPI
 
 ORIGIN = "http://localhost:3000"
 RETRY = {"retry-after": "1"}
@@ -106,7 +107,7 @@ class TestServiceErrors:
     ) -> None:
         @app.get("/")
         async def endpoint() -> None:
-            raise getattr(errors, name)("hunter2")
+            raise getattr(errors if hasattr(errors, name) else kit.errors, name)("hunter2")
 
         status, detail, headers = ERRORS[name]
         response = await web.get("/", headers={"Origin": ORIGIN})
@@ -127,7 +128,7 @@ class TestServiceErrors:
     ) -> None:
         @app.get("/")
         async def endpoint() -> None:
-            raise getattr(errors, name)("the reason")
+            raise getattr(errors if hasattr(errors, name) else kit.errors, name)("the reason")
 
         caplog.set_level(logging.DEBUG, "tasks.errors")
         await web.get("/")
@@ -146,7 +147,7 @@ class TestServiceErrors:
 
         @app.get("/")
         async def endpoint() -> None:
-            raise getattr(errors, name)("hunter2")
+            raise getattr(errors if hasattr(errors, name) else kit.errors, name)("hunter2")
 
         status, detail, headers = ERRORS[name]
         transport = httpx.ASGITransport(app)

@@ -20,8 +20,8 @@ from forkserver import run
 from service import PLAIN, Service, running, until
 from support import SECRET, Caller
 
-from database.database import open_database
-from database.tables import MIGRATIONS, keep_tables, upgrade_tables, versions
+from db import open_database
+from kit.database.tables import MIGRATIONS, keep_tables, upgrade_tables, versions
 from settings import get_settings
 
 ROOT = Path(__file__).parents[1]
@@ -213,7 +213,7 @@ class TestMigrationWithABug:
         (folder / f"{number}_bug.py").write_text(
             f"from pathlib import Path\nrevision = {number!r}\ndown_revision = {before!r}\n{BUG}"
         )
-        tables = sources / "database/tables.py"
+        tables = sources / "kit/database/tables.py"
         patient = tables.read_text()
         assert "BUG_RETRY_INTERVAL = 30.0" in patient
         tables.write_text(patient.replace("BUG_RETRY_INTERVAL = 30.0", "BUG_RETRY_INTERVAL = 0.2"))

@@ -17,19 +17,10 @@ from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 from statements import STATEMENTS, VALUES
 
-from database.database import Session
-from models import (
-    DESCRIPTION_LENGTH,
-    IDEMPOTENCY_KEY_LENGTH,
-    TITLE_LENGTH,
-    Task,
-    User,
-    UTCDateTime,
-    advance,
-    rfc3339,
-    utc_now,
-)
-from queries import COMPLETE, CREATE
+from kit.database.database import Session
+from kit.database.sql import UTCDateTime, advance, rfc3339, utc_now
+from models import DESCRIPTION_LENGTH, IDEMPOTENCY_KEY_LENGTH, TITLE_LENGTH, Task, User
+from tasks.queries import COMPLETE, CREATE
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime(9999, 1, 1, tzinfo=UTC)

@@ -8,7 +8,7 @@ import pytest
 from scripts.mutants import ROOT, mutants
 
 
-@pytest.mark.parametrize("module", ["queries.py", "database/gate.py", "tokens/verify.py"])
+@pytest.mark.parametrize("module", ["tasks/queries.py", "kit/database/gate.py", "kit/tokens.py"])
 def test_mutants_are_the_module_with_one_place_changed(module: str) -> None:
     source = ast.unparse(ast.parse((ROOT / module).read_text())).splitlines()
     made = list(mutants(ROOT / module))
@@ -20,6 +20,6 @@ def test_mutants_are_the_module_with_one_place_changed(module: str) -> None:
 
 
 def test_mutants_of_a_gate_are_those_that_a_reader_would_name() -> None:
-    changes = {mutant.change for mutant in mutants(ROOT / "database/gate.py")}
+    changes = {mutant.change for mutant in mutants(ROOT / "kit/database/gate.py")}
     assert "1 -> 2" in changes
     assert any(change.startswith("turn.cancelled() -> not (") for change in changes)

@@ -14,12 +14,12 @@ from databases import new, opened, stored
 from faults.proxy import Proxy
 from sqlmodel import select
 
-from database.database import Session
-from database.failures import nothing_sent, service_error
-from database.pool import Connection, pool_of
-from errors import DatabaseUnavailable
+from kit.database.database import Session
+from kit.database.failures import nothing_sent, service_error
+from kit.database.pool import Connection, pool_of
+from kit.errors import DatabaseUnavailable
 from models import Task
-from queries import CREATE, GET
+from tasks.queries import CREATE, GET
 
 ROOT = Path(__file__).parent.parent
 NAME = re.compile(r"__asyncpg_stmt_[0-9a-f]+__[0-9a-f]{12}")

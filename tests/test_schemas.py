@@ -7,17 +7,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from schemas import (
-    CONTROLS,
-    MAX_TASK_ID,
-    TaskCreate,
-    TaskId,
-    TaskPublic,
-    TaskUpdate,
-    UserId,
-    decode_user_id,
-    tasks_json,
-)
+from kit.paths import CONTROLS, decode_user_id
+from schemas import MAX_TASK_ID, TaskCreate, TaskId, TaskPublic, TaskUpdate, UserId, tasks_json
 
 
 class TestUserId:

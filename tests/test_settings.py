@@ -13,7 +13,7 @@ from pydantic import SecretStr, ValidationError
 from support import SECRET
 
 import settings
-from database.urls import connection_arguments
+from kit.database.urls import connection_arguments
 from settings import Settings, SettingsError, get_settings
 
 ROOT = Path(settings.__file__).parent
@@ -402,11 +402,11 @@ class TestSettings:
         assert value_of(name) == value
 
 
-PACKAGES = ("database", "middleware", "routes", "tokens")
+PACKAGES = ("kit", "kit.database", "middleware", "routes", "tasks")
 MODULES = [
     module.name
     for folder, prefix in (("", ""), *((name, f"{name}.") for name in PACKAGES))
-    for module in pkgutil.iter_modules([str(ROOT / folder)], prefix)
+    for module in pkgutil.iter_modules([str(ROOT / folder.replace(".", "/"))], prefix)
     if not module.ispkg or module.name in PACKAGES
 ]
 
@@ -466,8 +466,8 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
 
 class TestImport:
     def test_the_list_has_every_kind_of_module(self) -> None:
-        assert {"main", "db", "models", "schemas", "settings", "errors", "logs"} <= set(MODULES)
-        assert {"routes.tasks", "middleware.auth", "database.execute", "tokens.keys"} <= set(
+        assert {"main", "db", "models", "schemas", "settings", "errors"} <= set(MODULES)
+        assert {"routes.tasks", "middleware.auth", "kit.database.execute", "kit.keys"} <= set(
             MODULES
         )
 

@@ -2,7 +2,7 @@
 """The key of the request that made a task, and tasks that are only there for their key.
 
 Nothing that the release before does is hindered: the columns may be empty, and while there are
-tasks, the indexes are left to database/indexes.py, which keeps nobody waiting.
+tasks, the indexes are left to kit/database/indexes.py, which keeps nobody waiting.
 """
 
 import sqlalchemy as sa

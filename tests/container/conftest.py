@@ -58,7 +58,7 @@ def context(folder: Path) -> Path:
     for name in STRAY:
         (context / name).parent.mkdir(parents=True, exist_ok=True)
         (context / name).write_text("stray")
-    (context / "queries.py").chmod(0o600)
+    (context / "tasks/queries.py").chmod(0o600)
     return context
 
 

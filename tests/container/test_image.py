@@ -47,12 +47,11 @@ class TestContents:
         assert {Path(file).parts[0] for file in app if "/" in file} == {
             *(
                 "__pycache__",
-                "database",
+                "kit",
                 "middleware",
                 "migrations",
                 "routes",
-                "telemetry",
-                "tokens",
+                "tasks",
             )
         }
         assert all(Path(file).suffix in {".py", ".pyc", ".mako"} for file in app if "/" in file)

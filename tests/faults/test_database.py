@@ -16,7 +16,6 @@ from postgresql import PostgreSQL
 from service import Service, serving
 from support import SECRET, Caller, sign
 
-from database.database import TABLES_LOCK
 from faults.proxy import Proxy, proxying
 from faults.stage import (
     AT_ONCE,
@@ -47,6 +46,7 @@ from faults.stage import (
     timed,
     watched,
 )
+from kit.database.database import TABLES_LOCK
 
 MAX_CONNECTIONS = 60
 

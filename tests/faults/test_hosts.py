@@ -18,11 +18,7 @@ from service import Service, create_database, serving
 from sqlalchemy import Integer, bindparam, func, select
 from support import Caller
 
-from database.database import Database, Session, open_database
-from database.execute import Statement
-from database.hosts import LATE
-from database.tables import upgrade_tables
-from errors import DatabaseUnavailable
+from db import open_database
 from faults.proxy import Proxy, proxying
 from faults.stage import (
     POOL,
@@ -38,7 +34,12 @@ from faults.stage import (
     stopped,
     watched,
 )
-from queries import CREATE
+from kit.database.database import Database, Session
+from kit.database.execute import Statement
+from kit.database.hosts import LATE
+from kit.database.tables import upgrade_tables
+from kit.errors import DatabaseUnavailable
+from tasks.queries import CREATE
 
 logger = logging.getLogger("tasks.tests")
 
@@ -332,7 +333,7 @@ class TestTarget:
     @pytest.fixture(autouse=True)
     def patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """However slow a host is, the order of the hosts decides."""
-        monkeypatch.setattr("database.hosts.STAGGER", LIMIT)
+        monkeypatch.setattr("kit.database.hosts.STAGGER", LIMIT)
 
     @pytest.mark.parametrize(
         ("target", "first", "expected"),
@@ -385,7 +386,7 @@ class TestTarget:
     async def test_prefer_standby_takes_the_primary_until_there_is_a_standby(
         self, lasting: Pair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("database.hosts.MAKESHIFT", 0.1)
+        monkeypatch.setattr("kit.database.hosts.MAKESHIFT", 0.1)
         lasting.to_standby.mute()
         ports = lasting.primary.port, lasting.to_standby.port
         url = f"{lasting.hosts(*ports)}?target_session_attrs=prefer-standby"
@@ -455,7 +456,7 @@ class TestConnections:
     async def test_in_use_are_left_in_peace_and_closed_afterwards(
         self, lasting: Pair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("database.hosts.STAGGER", LATE / 10)
+        monkeypatch.setattr("kit.database.hosts.STAGGER", LATE / 10)
         ports = lasting.to_primary.port, lasting.standby.port
         url = lasting.primary.url(lasting.database)
 

@@ -19,8 +19,8 @@ from databases import stored
 from service import ROOT, Service, running, until
 from support import SECRET, Caller
 
-from database.tables import versions
 from faults.stage import connected, eventually, load
+from kit.database.tables import versions
 
 ROWS = 200_000
 # By the newer one, while both serve.

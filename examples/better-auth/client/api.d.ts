@@ -131,7 +131,7 @@ export interface components {
         };
         /**
          * InternalErrorBody
-         * @description What a client gets with a 500: middleware/errors.py.
+         * @description What a client gets with a 500.
          */
         InternalErrorBody: {
             /** Detail */

@@ -1,0 +1,122 @@
+# [Task]: T011 [From]: specs/requirements.md
+"""Reading a JSON body as a dependency, which FastAPI solves after the token has been judged.
+
+A body parameter of FastAPI's own would be read and parsed before that.
+"""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
+
+from kit.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
+
+MAX_BODY_BYTES = 64 * 1024
+# Seconds for the whole body: a stop of the service waits for the requests that have begun.
+BODY_TIMEOUT = 5.0
+
+_JSON_TYPE = re.compile(r"application/(json|[a-z0-9.!#$&^_-]+\+json)")
+
+
+class JsonBody[T]:
+    """A dependency that gives the body as a `T`.
+
+    Raises BodyTimeout, BodyTooLarge, UnsupportedMediaType, or RequestValidationError for anything
+    that is not a `T` in JSON of RFC 8259, NaN and Infinity among it.
+    """
+
+    def __init__(self, schema: type[T]) -> None:
+        self._adapter = TypeAdapter(schema)
+
+    async def __call__(self, request: Request) -> T:
+        return self._parse(request, await _read(request))
+
+    def _parse(self, request: Request, body: bytes) -> T:
+        declared = request.headers.get("content-type")
+        if declared is None and not body:
+            raise _invalid("missing", "Field required")
+        media_type = (declared or "").partition(";")[0].strip().lower()
+        if not _JSON_TYPE.fullmatch(media_type):
+            raise UnsupportedMediaType(f"{media_type!r}")
+        try:
+            value = _parsed(body)
+        except (ValueError, RecursionError):
+            raise _invalid("json_invalid", "Body should be valid JSON") from None
+        try:
+            return self._adapter.validate_python(value)
+        except ValidationError as error:
+            items = error.errors(include_url=False, include_context=False, include_input=False)
+            raise RequestValidationError(
+                [{**item, "loc": ("body", *item["loc"])} for item in items]
+            ) from None
+
+    def openapi(self, *, required: bool = True) -> dict[str, Any]:
+        """The `openapi_extra` of an endpoint that depends on this."""
+        content = {"application/json": {"schema": self._adapter.json_schema()}}
+        return {"requestBody": {"required": required, "content": content}}
+
+
+class OptionalJsonBody[T](JsonBody[T]):
+    """The same, and None where there is no body."""
+
+    async def __call__(self, request: Request) -> T | None:  # type: ignore[override]
+        body = await _read(request)
+        return self._parse(request, body) if body else None
+
+
+async def _read(request: Request) -> bytes:
+    length = request.headers.get("content-length")
+    if length is None:
+        if request.scope["http_version"] == "1.1" and "transfer-encoding" not in request.headers:
+            return b""  # RFC 9112 §6.3: there is none, so that there is nothing to wait for.
+        length = ""
+    if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"Content-Length {length[:20]}")
+    body = bytearray()
+    loop = asyncio.get_running_loop()
+    reading = asyncio.Task(_read_into(body, request), loop=loop, eager_start=True)
+    # Most have come as a whole by now, and need no timer, which takes longer than to read them.
+    if not reading.done():
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                await reading
+        except TimeoutError:
+            raise BodyTimeout(f"{len(body)} bytes in {BODY_TIMEOUT} s") from None
+    reading.result()
+    return bytes(body)
+
+
+async def _read_into(body: bytearray, request: Request) -> None:
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise BodyTooLarge("chunked")
+        more = message.get("more_body", False)
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        if "hex escape" not in str(error):
+            raise
+        # A lone surrogate matters only in what is kept: `T` refuses it there.
+        return json.loads(body.decode(), parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(constant)
+
+
+def _invalid(kind: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": kind, "loc": ("body",), "msg": message}])

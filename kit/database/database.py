@@ -1,0 +1,278 @@
+# [Task]: T009 [From]: specs/design.md
+"""A database: its engine and its gate, whether it was last seen working, and sessions on it.
+
+How a statement is run is told in execute.py, how the tables come to be in tables.py.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+from sqlalchemy import Select, Table, UpdateBase, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from kit.database.failures import DRIVER_ERRORS, service_error
+from kit.database.gate import Gate
+from kit.database.pool import create_engine
+from kit.database.urls import place
+from kit.errors import DatabaseUnavailable, StatementTimeout
+from kit.logs import Outage
+from settings import Settings, SettingsError
+
+logger = logging.getLogger("tasks.db")
+
+# For changes of tables that are in use: while one waits for its lock, all others wait behind it.
+LOCK_TIMEOUT = "300ms"
+# Any number will do, so long as every process takes the same lock.
+TABLES_LOCK = 7_236_830_419
+# Seconds between two questions whether a database that failed is back, asked on behalf of probes.
+PROBE_INTERVAL = 1.0
+
+type Core = Select[Any] | UpdateBase
+# Around a statement, with its SQL.
+type StatementSpan = Callable[[Core, str], AbstractContextManager[None]]
+
+
+class Database:
+    """The engine, the gate in front of it, and whether it was last seen working."""
+
+    setting = "DATABASE_URL"
+    outage = "the database does not serve"
+    # Which of several hosts is meant if the URL does not say.
+    target = "read-write"
+
+    def __init__(self, settings: Settings, table: Table) -> None:
+        self.settings = settings
+        # The table that it is asked about whether it serves.
+        self.table = table
+        timeout = settings.database_statement_timeout
+        self.engine = create_engine(settings, timeout, self.target, self.setting)
+        self.is_postgresql = self.engine.dialect.name == "postgresql"
+        if self.is_postgresql:
+            self.gate = Gate(settings.database_pool_size, settings.database_pool_timeout)
+        else:
+            # There is no server to connect to, so that time goes to waiting.
+            waiting = settings.database_pool_timeout + settings.database_connect_timeout
+            self.gate = Gate(1, waiting)
+        # Set by tables.py: in older tables, what is written might not mean what it says.
+        self.tables_ready = False
+        self.seen_working = False
+        # Set where statements are recorded: kit/telemetry/record.py.
+        self.statement_span: StatementSpan | None = None
+        # Called after each answer, which shows that the database is awake.
+        self.when_awake: list[Callable[[], None]] = []
+        # A statement took too long, and none has been answered since.
+        self._in_doubt = False
+        self._failed_at = float("-inf")
+        self._outage = Outage(logger, self.outage)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around what asks it: raise what a driver's error means, and note what that says of it."""
+        try:
+            yield
+        except DRIVER_ERRORS as error:
+            self.note(error)
+            raise
+
+    def note(self, error: Exception) -> None:
+        """Note what a driver's error says of the database, and raise what it means, if it is known.
+
+        Raises what failures.service_error makes of it.
+        """
+        meant = service_error(error, self.setting)
+        if meant is None:
+            return
+        if isinstance(meant, StatementTimeout):
+            self._in_doubt = True
+        elif isinstance(meant, DatabaseUnavailable):
+            self.fails(str(meant))
+        raise meant from error
+
+    def works(self) -> None:
+        """Note that it has answered."""
+        self.seen_working = True
+        self._in_doubt = False
+        self._outage.ends()
+        for call in self.when_awake:
+            call()
+
+    def fails(self, reason: str) -> None:
+        """Note that it does not serve."""
+        self.seen_working = False
+        self._failed_at = time.monotonic()
+        self._outage.begins(reason)
+
+    async def is_ready(self) -> bool:
+        """Whether its tables are there and it was last seen working."""
+        return self.tables_ready and await self.serves()
+
+    @property
+    def is_worth_asking(self) -> bool:
+        """Whether it was last seen failing, and not just now; or nobody knows."""
+        has_failed = not self.seen_working
+        return self._in_doubt or (
+            has_failed and time.monotonic() - self._failed_at >= PROBE_INTERVAL
+        )
+
+    async def serves(self) -> bool:
+        """Whether it was last seen working.
+
+        It is asked only after it was seen failing, and not often, so that a database that is
+        suspended while nobody needs it is left asleep.
+        """
+        if self.is_worth_asking:
+            # Other probes need not ask meanwhile.
+            self._in_doubt = False
+            self._failed_at = time.monotonic()
+            with suppress(DatabaseUnavailable):
+                async with self.gate:
+                    await self._ask()
+            self._failed_at = time.monotonic()
+        return self.seen_working
+
+    async def _ask(self) -> None:
+        try:
+            with self.watched():
+                async with self.engine.connect() as connection:
+                    await connection.execute(select(self.table.c.id).limit(0))
+        except StatementTimeout as error:  # Of one that any database in order answers at once.
+            self.fails(str(error))
+        else:
+            self.works()
+
+    def for_reading(self) -> "Database":
+        """Where a request that only reads is to look."""
+        return self
+
+    def each(self) -> "list[Database]":
+        """It, and its replica if it has one."""
+        return [self]
+
+    @asynccontextmanager
+    async def changing_tables(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction for changes of tables: one process at a time, for as long as it takes.
+
+        The lock is the transaction's, so that it works through a pooler too. Raises driver errors.
+        """
+        if not self.is_postgresql:
+            async with self.engine.begin() as connection:
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                yield connection
+            return
+        patient = create_engine(self.settings, statement_timeout=None)
+        try:
+            async with patient.begin() as connection:
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({TABLES_LOCK})")
+                await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+                yield connection
+        finally:
+            await patient.dispose()
+
+    def in_background[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run it until it is done or the database is closed."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("work in the background failed", exc_info=error)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.engine.dispose()
+
+
+class Replicated(Database):
+    """A primary with a streaming replica, from which is read while that is seen working.
+
+    What is read there may be older than what was written a moment ago: docs/scaling.md.
+    """
+
+    def __init__(self, settings: Settings, table: Table) -> None:
+        super().__init__(settings, table)
+        self.replica = _Replica(settings, table)
+        if not (self.is_postgresql and self.replica.is_postgresql):
+            raise SettingsError(
+                "DATABASE_READ_URL is for a replica of PostgreSQL: it and DATABASE_URL must be "
+                "postgresql:// URLs, or remove it"
+            )
+
+    def for_reading(self) -> Database:
+        if self.replica.is_worth_asking:
+            # The replica's work, so that it ends before its connections are closed.
+            self.replica.in_background(self.replica.serves())
+        return self.replica if self.replica.seen_working else self
+
+    def each(self) -> list[Database]:
+        return [self, self.replica]
+
+    async def close(self) -> None:
+        await self.replica.close()
+        await super().close()
+
+
+class _Replica(Database):
+    setting = "DATABASE_READ_URL"
+    outage = "the replica of DATABASE_READ_URL does not serve, and the primary is read from"
+    # The list of hosts may then be the same as the primary's, whichever of them that is.
+    target = "prefer-standby"
+
+    def __init__(self, settings: Settings, table: Table) -> None:
+        url = settings.database_read_url
+        super().__init__(settings.model_copy(update={"database_url": url}), table)
+
+
+class Session(AsyncSession):
+    """The session that `get_session` gives; a Statement runs on its own in it.
+
+    What SQLAlchemy's session needs is made when something asks for it: a Statement never does.
+    """
+
+    def __init__(self, database: Database, primary: Database | None = None) -> None:
+        self.database = database
+        # Where a Statement goes when the database, as a replica, fails it at once.
+        self.primary = primary or database
+        # When its request began to wait for the database.
+        self.waiting_since = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is missing, and until then all that SQLAlchemy keeps here is."""
+        if "sync_session" in vars(self) or "database" not in vars(self):
+            raise AttributeError(name)
+        super().__init__(self.database.engine, expire_on_commit=False)
+        return getattr(self, name)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is in a transaction."""
+        return "sync_session" in vars(self) and self.in_transaction()
+
+
+def new_database(settings: Settings, table: Table) -> Database:
+    """The database, which has connected to nothing yet. Raises SettingsError for a bad URL."""
+    return (Replicated if settings.database_read_url else Database)(settings, table)
+
+
+@asynccontextmanager
+async def open_database(settings: Settings, table: Table) -> AsyncIterator[Database]:
+    """The database for as long as the service runs. Raises SettingsError for a bad DATABASE_URL.
+
+    It does not connect: a database that is away is no reason not to start.
+    """
+    database = new_database(settings, table)
+    logger.info("tasks are kept in %s", place(database.engine.url))
+    try:
+        yield database
+    finally:
+        await database.close()

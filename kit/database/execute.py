@@ -1,0 +1,232 @@
+# [Task]: T009 [From]: specs/design.md
+"""How a statement is run: compiled once, on the driver's own connection, in one round trip.
+
+What the statements say is in tasks/queries.py.
+"""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import batched
+from typing import Any
+
+import asyncpg
+from sqlalchemy import Dialect, Select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from kit.database.database import Core, Database, Session
+from kit.database.failures import DRIVER_ERRORS, database_errors, nothing_sent, shard_has_moved
+from kit.database.pool import AtHand, give_back, take
+from kit.errors import DatabaseUnavailable
+
+# The connection broke while the statement ran: it may have been done.
+_CONNECTION_LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)
+# A pooler gave the statement to a server connection that does not know its name, or knows another's
+# by it.
+_NAME_LOST = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+# The table has been changed since the statement was prepared.
+_TABLE_CHANGED = asyncpg.exceptions.InvalidCachedStatementError
+# Seconds within which a statement may be run again.
+REPEAT_WITHIN = 0.5
+# Seconds within which a replica that fails leaves the primary time enough.
+AT_ONCE = 0.1
+# Seconds a connection has to answer again after its statement was cut off.
+RECOVERY_TIMEOUT = 1.0
+
+# Records that are converted before others have a turn.
+AT_A_TIME = 1000
+
+# A row of a result as its driver gives it: its values in the order of the statement's columns.
+type Record = Sequence[Any]
+type Row = dict[str, Any]
+type Converter = Callable[[Any], Any]
+
+
+class Statement:
+    """A Core statement, compiled once per kind of database and run on the driver's connection.
+
+    On its own, a statement is its own transaction: it is done when its rows are back, in one round
+    trip, with neither BEGIN nor COMMIT (specs/decisions.md, D2). In a session that has begun a
+    transaction, or one that a test put in place of ours, it takes part in that transaction.
+    """
+
+    def __init__(self, statement: Core, *, repeatable: bool = False) -> None:
+        """`repeatable` says of a write that to run it twice does the same as to run it once."""
+        self.core = statement
+        self._names = [str(column.key) for column in statement.exported_columns]
+        self._is_repeatable = repeatable or isinstance(statement, Select)
+        self._compiled: dict[str, _Compiled] = {}
+
+    async def records(self, session: AsyncSession, **values: object) -> Sequence[Record]:
+        """Run it with values for its bind parameters. Raises DatabaseUnavailable."""
+        if isinstance(session, Session) and not session.has_begun:
+            return await self._run_alone(session, values)
+        with database_errors():
+            # SQLAlchemy knows how the transaction stands, and sends its BEGIN if need be.
+            await session.flush()
+            connection = await session.connection()
+            result = await connection.execute(self.core, values)
+            return result.all()
+
+    async def rows(self, session: AsyncSession, **values: object) -> list[Row]:
+        """The same by the names of columns, which takes as long again for a long list."""
+        return [self.named(record) for record in await self.records(session, **values)]
+
+    async def row(self, session: AsyncSession, **values: object) -> Row | None:
+        """The first of `rows`, if there is one."""
+        records = await self.records(session, **values)
+        return self.named(records[0]) if records else None
+
+    def named(self, record: Record) -> Row:
+        """A record's values by the names of columns."""
+        # It has these columns and no others; to have that checked takes half as long again.
+        return dict(zip(self._names, record, strict=False))
+
+    async def _run_alone(self, session: Session, values: Mapping[str, object]) -> Sequence[Record]:
+        database, primary = session.database, session.primary
+        run = self._run_on if primary.statement_span is None else self._run_in_span
+        if database is not primary:
+            try:
+                return await run(database, values)
+            except (DatabaseUnavailable, asyncpg.PostgresError):
+                # What the replica lacks, such as a new column, the primary has already.
+                if time.monotonic() - session.waiting_since > AT_ONCE:
+                    raise
+            async with primary.gate:
+                return await run(primary, values)
+        return await run(database, values)
+
+    async def _run_in_span(
+        self, database: Database, values: Mapping[str, object]
+    ) -> Sequence[Record]:
+        assert database.statement_span is not None  # noqa: S101  # as _run_alone has seen
+        with database.statement_span(self.core, self._for(database.engine.dialect).sql):
+            return await self._run_on(database, values)
+
+    async def _run_on(self, database: Database, values: Mapping[str, object]) -> Sequence[Record]:
+        # Run again where that can't mean doing the same twice: specs/decisions.md, D11.
+        deadline = time.monotonic() + REPEAT_WITHIN
+        losses = 0 if self._is_repeatable else 1
+        while True:
+            try:
+                records = await self._run_once(database, values)
+            except DRIVER_ERRORS as error:
+                losses += isinstance(error, _CONNECTION_LOST)
+                harmless = _not_begun(error) or (isinstance(error, _CONNECTION_LOST) and losses < 2)
+                if not harmless or time.monotonic() > deadline:
+                    database.note(error)
+                    raise
+            else:
+                database.works()
+                return records
+
+    async def _run_once(self, database: Database, values: Mapping[str, object]) -> Sequence[Record]:
+        connection = await take(database.engine)
+        driver = connection.driver
+        try:
+            records = await self._for(database.engine.dialect).fetch(driver, values)
+            if not database.is_postgresql and driver.in_transaction:
+                # sqlite3 begins a transaction before it writes.
+                await driver.commit()
+        except asyncpg.PostgresError as error:
+            if isinstance(error, _NAME_LOST):
+                driver.connector.go_without_names()
+            elif shard_has_moved(error):
+                # The connection's plans name shards that are elsewhere now.
+                driver.terminate()
+            elif isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                driver.was_read_only()
+            give_back(database.engine, connection)
+            raise
+        except BaseException as error:
+            # Cut off half-way: what its answer is must be known before it is used again.
+            recovering = database.in_background(_recover(database, connection))
+            if isinstance(error, sqlite3.Error):
+                await asyncio.shield(recovering)
+            raise
+        give_back(database.engine, connection)
+        return records
+
+    def _for(self, dialect: Dialect) -> "_Compiled":
+        compiled = self._compiled.get(dialect.name)
+        if compiled is None:
+            compiled = self._compiled[dialect.name] = _Compiled(self.core, dialect)
+        return compiled
+
+
+class _Compiled:
+    """A statement's SQL for one dialect, with SQLAlchemy's own conversions of values."""
+
+    def __init__(self, statement: Core, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        self.sql = str(compiled)
+        self._run = _RUN[dialect.name]
+        self._literals = {name: b.value for name, b in compiled.binds.items() if not b.required}
+        self._arguments: list[tuple[str, Converter | None]] = []
+        for name in compiled.positiontup or ():
+            bind_type = compiled.binds[name].type.dialect_impl(dialect)
+            self._arguments.append((name, bind_type.bind_processor(dialect)))
+        self._converters: list[tuple[int, Converter]] = []
+        for place, column in enumerate(statement.exported_columns):
+            convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
+            if convert is not None:
+                self._converters.append((place, convert))
+
+    async def fetch(self, connection: Any, values: Mapping[str, object]) -> Sequence[Record]:
+        values = {**self._literals, **values}
+        arguments = [
+            values[name] if convert is None else convert(values[name])
+            for name, convert in self._arguments
+        ]
+        found = await self._run(connection, self.sql, *arguments)
+        if not self._converters:
+            return found
+        if len(found) <= AT_A_TIME:
+            return list(map(self._converted, found))
+        records: list[Record] = []
+        for some in batched(found, AT_A_TIME, strict=False):
+            if records:
+                await asyncio.sleep(0)
+            records += map(self._converted, some)
+        return records
+
+    def _converted(self, record: Record) -> Record:
+        values = list(record)
+        for place, convert in self._converters:
+            values[place] = convert(values[place])
+        return values
+
+
+# With what a driver runs a statement; the arguments follow it.
+_RUN: dict[str, Callable[..., Awaitable[Sequence[Record]]]] = {
+    "postgresql": lambda connection, sql, *arguments: connection.fetch(sql, *arguments),
+    "sqlite": lambda connection, sql, *arguments: connection.execute_fetchall(sql, arguments),
+}
+
+
+def _not_begun(error: Exception) -> bool:
+    """Whether the statement was refused before any of it was done."""
+    refused = isinstance(error, (_TABLE_CHANGED, *_NAME_LOST)) or shard_has_moved(error)
+    return refused or nothing_sent(error)
+
+
+async def _recover(database: Database, connection: AtHand) -> None:
+    """Give back a connection whose statement was cut off, once it answers again, or close it.
+
+    asyncpg asks the server to cancel such a statement, and waits for that before the next one. With
+    SQLite, what was begun is undone.
+    """
+    try:
+        if not database.is_postgresql:
+            await connection.driver.rollback()
+        elif connection.driver.is_usable:
+            await connection.driver.fetchval("SELECT 1", timeout=RECOVERY_TIMEOUT)
+    except DRIVER_ERRORS as error:
+        connection.pooled.invalidate()
+        database.fails(f"a connection does not answer any more ({type(error).__name__})")
+    except BaseException:
+        connection.pooled.invalidate()
+        raise
+    else:
+        give_back(database.engine, connection)

@@ -1,0 +1,132 @@
+# [Task]: T009 [From]: specs/design.md
+"""What drivers raise, told apart: the database does not serve, or there is a bug of ours.
+
+What becomes of either is in errors.py.
+"""
+
+import sqlite3
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from kit.errors import DatabaseUnavailable, InvalidToken, ServiceError, StatementTimeout
+
+# Not all of SQLAlchemyError: most of those are bugs.
+DRIVER_ERRORS = (
+    DBAPIError,
+    PoolTimeoutError,
+    EmulatedDBAPIException,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    sqlite3.Error,
+    OSError,  # Refused, unknown host, TLS; TimeoutError is one.
+)
+_POOLER_HINT = "the pooler in front of the database loses prepared statements"
+# What a SQLSTATE that begins so means to an operator; with any other, the database does serve.
+_REASONS = {
+    "0A000": "its tables are being changed",
+    "08P01": "the server, or a pooler in front of it, refuses what the service asks for at log-in",
+    "08": "the connection is broken",
+    "25006": "the database is read-only",
+    "26000": _POOLER_HINT,
+    "28P01": "the password in {setting} is wrong",
+    "28": "the server refuses the user of {setting}",
+    "40": "the statement had to give way, on a replica to what its primary has changed",
+    "3D000": "{setting} names a database that does not exist",
+    "3F000": "the user of {setting} may use no schema to keep the table task in",
+    "42501": "the user of {setting} lacks a privilege on the table task or its schema",
+    "42P01": "there is no table task yet",
+    "42P10": "an index of the table task is still being made",
+    "42P05": _POOLER_HINT,
+    "53300": "the server is out of connections",
+    "53": "the server is out of resources",
+    "55P03": "the row or table is locked",
+    "57014": "the statement took too long",
+    "57": "the server is starting or stopping",
+}
+# These tell of one statement, and nothing of the database.
+_OF_ONE_STATEMENT = ("42P10", "55P03", "57014")
+# The one foreign key is the owner's: tables.py.
+_FOREIGN_KEY_VIOLATION = "23503"
+
+
+@contextmanager
+def database_errors(setting: str = "DATABASE_URL") -> Iterator[None]:
+    """Raise what `service_error` makes of a driver's error; `setting` is where its URL stands."""
+    try:
+        yield
+    except DRIVER_ERRORS as error:
+        if (meant := service_error(error, setting)) is None:
+            raise
+        raise meant from error
+
+
+def service_error(error: BaseException, setting: str) -> ServiceError | None:
+    """What a driver's error means to a client; None for a bug of ours.
+
+    DatabaseUnavailable, as StatementTimeout where it is one statement that can't be done in time.
+    InvalidToken for a task of a user who is no longer there: the token has outlived its user.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(cause, "sqlstate", None)
+    if state == _FOREIGN_KEY_VIOLATION:
+        return InvalidToken("its user has been deleted")
+    reason = _reason(cause, state)
+    if reason is None:
+        return None
+    # The first line: what comes after it is asyncpg's advice.
+    said = str(cause).partition("\n")[0]
+    of_one = type(cause) is TimeoutError or state in _OF_ONE_STATEMENT
+    kind = StatementTimeout if of_one else DatabaseUnavailable
+    return kind(f"{reason.format(setting=setting)} ({type(cause).__name__}: {said})")
+
+
+def _reason(cause: BaseException | None, state: str | None) -> str | None:
+    if shard_has_moved(cause):
+        return "its shards are being moved"
+    if state is not None:
+        return next((_REASONS[key] for key in (state, state[:2]) if key in _REASONS), None)
+    match cause:
+        case sqlite3.OperationalError() if "no such table" in str(cause):
+            return _REASONS["42P01"]
+        case sqlite3.OperationalError() if sqlite_code(cause) != sqlite3.SQLITE_ERROR:
+            return "SQLite can't open, lock or write its file"
+        case sqlite3.Error():
+            return None
+        case EmulatedDBAPIException(orig=asyncpg.TargetServerAttributeNotMatched()):
+            return "no host of {setting} is what its target_session_attrs asks for"
+        case asyncpg.InterfaceError() | asyncpg.InternalClientError() if not nothing_sent(cause):
+            return None  # A call that the driver refuses.
+        case ssl.SSLCertVerificationError():
+            return "the server's certificate does not verify, as the sslmode of {setting} asks"
+        case TimeoutError():
+            return "it did not answer in time"
+        case _:
+            return "it can't be reached"
+
+
+def nothing_sent(error: BaseException) -> bool:
+    """Whether the driver failed before it sent anything, since the connection was at its end."""
+    match error:
+        case asyncpg.InterfaceError():
+            return "closed" in str(error)
+        case asyncpg.InternalClientError():
+            # The server's last word has been read, its end of the connection not yet.
+            return "cannot switch to state" in str(error)
+        case _:
+            return False
+
+
+def shard_has_moved(error: BaseException | None) -> bool:
+    """Whether Citus has moved a shard, or made the first, since the statement was planned."""
+    return isinstance(error, asyncpg.InternalServerError) and "entry for shard" in str(error)
+
+
+def sqlite_code(error: sqlite3.Error) -> int | None:
+    """SQLite's own code; None for an error that Python raises by itself."""
+    return getattr(error, "sqlite_errorcode", None)

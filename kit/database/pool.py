@@ -1,0 +1,298 @@
+# [Task]: T009 [From]: specs/design.md
+"""Connections: how they are made, taken from the pool and given back.
+
+What the URL says of them is in urls.py; who may have one is decided in gate.py.
+"""
+
+import asyncio
+import logging
+import secrets
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import asyncpg
+from sqlalchemy import Connection as SyncConnection
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError, InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
+
+from kit.database.failures import DRIVER_ERRORS, sqlite_code
+from kit.database.hosts import Hosts, Linked
+from kit.database.urls import connection_arguments
+from settings import Settings
+
+logger = logging.getLogger("tasks.db")
+
+# Seconds an idle connection is trusted: beyond, a firewall may have forgotten it without a word.
+IDLE_BEFORE_PING = 15.0
+PING_TIMEOUT = 0.5
+# Seconds to wait for a connection that is still being recovered: its request has left the gate.
+POOL_GRACE = 0.4
+
+
+class ConnectTimeout(OSError):
+    """The server let an attempt to connect wait too long, which a slow statement never does."""
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """Names its prepared statements as no other process does, or not at all.
+
+    asyncpg counts alike in each process. Behind a pooler that hands one server connection to
+    several, and that loses track of statements, a process would run what another prepared under its
+    name: a read may be a deletion. Names that nobody else has make that an error, 26000.
+    """
+
+    connector: "Connector"
+    names_statements: bool
+
+    def _get_unique_id(self, prefix: str) -> str:
+        return f"{super()._get_unique_id(prefix)}{secrets.token_hex(6)}"
+
+    async def fetch(self, query: str, *arguments: Any) -> Any:
+        """As asyncpg's, but for five calls less on the way of a prepared statement: 9 µs."""
+        statement = self._stmt_cache.get((query, asyncpg.Record, False))
+        if statement is not None:
+            try:
+                with self._stmt_exclusive_section:
+                    return await self._protocol.bind_execute(
+                        statement, arguments, "", 0, False, None
+                    )
+            except asyncpg.exceptions.InvalidCachedStatementError:
+                pass  # The table has been changed since, which asyncpg's own way allows for.
+        return await super().fetch(query, *arguments)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, as far as is known without asking, and names no more than it may."""
+        may_name = self.connector.may_name or not self.names_statements
+        return may_name and not self.is_closed()
+
+    def was_read_only(self) -> None:
+        """A write has been refused: behind the same name, another may be the primary by now."""
+        self.terminate()
+
+
+class LinkedConnection(Linked, Connection):
+    """One to one of several hosts."""
+
+    @property
+    def is_usable(self) -> bool:
+        return super().is_usable and not self.is_to_be_moved
+
+
+class Connector:
+    """Makes the connections to PostgreSQL, whose statements have names until a pooler loses one.
+
+    `connect` is asyncpg's or one in its manner.
+    """
+
+    def __init__(self, connect: Callable[..., Awaitable[Any]]) -> None:
+        self.may_name = True
+        self._connect = connect
+
+    async def __call__(self, *arguments: Any, **options: Any) -> Connection:
+        if not self.may_name:
+            options["statement_cache_size"] = 0
+        try:
+            connection: Connection = await self._connect(*arguments, **options)
+        except TimeoutError as error:
+            raise ConnectTimeout("it did not answer in time") from error
+        connection.connector = self
+        connection.names_statements = options.get("statement_cache_size") != 0
+        return connection
+
+    def go_without_names(self) -> None:
+        """A pooler has lost a statement that was prepared: name none from now on."""
+        if self.may_name:
+            self.may_name = False
+            logger.warning(
+                "a pooler in front of the database loses prepared statements: from now on they "
+                "have no names here, which costs each a second round trip"
+            )
+
+
+class AtHand:
+    """A connection without a transaction, in the pool's form and in the driver's."""
+
+    __slots__ = ("driver", "pooled", "used_at")
+
+    def __init__(self, pooled: PoolProxiedConnection) -> None:
+        self.pooled = pooled
+        self.driver: Any = pooled.driver_connection
+        self.used_at = time.monotonic()
+
+
+class Pool(AsyncAdaptedQueuePool):
+    """SQLAlchemy's pool, and the connections that statements on their own hand to each other.
+
+    To check a connection out and in again takes SQLAlchemy as long as a statement takes asyncpg. So
+    what a Statement has used stays out of SQLAlchemy's pool, at hand for the next one, until a
+    session asks SQLAlchemy for it (specs/decisions.md, D18).
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.at_hand: deque[AtHand] = deque()
+        self._asking = 0
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if self.at_hand and not self.checkedin():
+            self._release()
+        self._asking += 1
+        try:
+            return super()._do_get()
+        finally:
+            self._asking -= 1
+
+    def put(self, connection: AtHand) -> None:
+        """Have it at hand, or let SQLAlchemy have it where somebody waits for that."""
+        connection.used_at = time.monotonic()
+        self.at_hand.append(connection)
+        if self._asking:
+            self._release()
+
+    def dispose(self) -> None:
+        while self.at_hand:
+            self._release()
+        super().dispose()
+
+    def _release(self) -> None:
+        connection = self.at_hand.popleft()
+        info = connection.pooled.info
+        connection.pooled.close()
+        info["used_at"] = connection.used_at  # Not now, as _note_use would have it.
+
+
+def create_engine(
+    settings: Settings,
+    statement_timeout: float | None,
+    target: str = "read-write",
+    setting: str = "DATABASE_URL",
+) -> AsyncEngine:
+    """An engine for the database of the settings. Raises SettingsError for a bad URL.
+
+    For `target` and `setting`, see connection_arguments.
+    """
+    url, arguments = connection_arguments(settings.database_url.get_secret_value(), target, setting)
+    is_sqlite = url.get_backend_name() == "sqlite"
+    has_several_hosts = "," in url.query.get("host", "")
+    if is_sqlite:
+        arguments = {"timeout": settings.database_statement_timeout}
+    else:
+        arguments = {
+            "async_creator_fn": Connector(
+                Hosts().connect if has_several_hosts else asyncpg.connect
+            ),
+            "connection_class": LinkedConnection if has_several_hosts else Connection,
+            "timeout": settings.database_connect_timeout,
+            "command_timeout": statement_timeout,
+            **arguments,
+        }
+    engine = create_async_engine(
+        url,
+        hide_parameters=True,
+        poolclass=Pool,
+        # SQLite has one writer at a time, and here writers wait for it in turn rather than for its
+        # lock.
+        pool_size=1 if is_sqlite else settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_GRACE,
+        # Whoever begins a transaction ends it, so that to give a connection back waits for nothing.
+        pool_reset_on_return=None,
+        connect_args=arguments,
+    )
+    if is_sqlite:
+        event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+        event.listen(engine.sync_engine, "before_cursor_execute", _begin_in_time)
+    else:
+        event.listen(engine.sync_engine, "checkin", _note_use)
+        event.listen(engine.sync_engine, "checkout", _discard_dead)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    deadline = time.monotonic() + POOL_GRACE
+    cursor = connection.cursor()
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # Another process makes the same file. For this, SQLite does not wait by itself.
+            if sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            connection.run_async(lambda _: asyncio.sleep(0.01))
+    for pragma in ("synchronous = FULL", "foreign_keys = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_in_time(
+    connection: SyncConnection, cursor: Any, statement: str, *_arguments: object
+) -> None:
+    # sqlite3 begins a transaction before what writes, which it knows by the first word. Behind a
+    # WITH it sees none, and a savepoint without a transaction around it is committed on its own.
+    driver = cast(Any, connection.connection.driver_connection)
+    word = statement.split(maxsplit=1)[0].upper()
+    if word in ("WITH", "SAVEPOINT") and not driver.in_transaction:
+        cursor.execute("BEGIN")
+
+
+def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _discard_dead(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """Have SQLAlchemy connect anew in place of a connection that is dead, or mute after idling."""
+    used_at = record.info.get("used_at", float("inf"))
+    if connection.run_async(lambda driver: _is_dead(driver, used_at)):
+        raise DisconnectionError
+
+
+async def _is_dead(driver: Any, used_at: float) -> bool:
+    if not isinstance(driver, Connection):
+        return False  # SQLite's has no server that could go away.
+    # What the server has closed is known as such without a round trip.
+    if not driver.is_usable:
+        driver.terminate()
+        return True
+    if time.monotonic() - used_at < IDLE_BEFORE_PING:
+        return False
+    try:
+        await driver.fetchval("SELECT 1", timeout=PING_TIMEOUT)
+    except DRIVER_ERRORS:
+        driver.terminate()
+        return True
+    return False
+
+
+def pool_of(engine: AsyncEngine) -> Pool:
+    return cast(Pool, engine.sync_engine.pool)
+
+
+async def take(engine: AsyncEngine) -> AtHand:
+    """A connection for statements on their own, to be given back. Raises driver errors."""
+    at_hand = pool_of(engine).at_hand
+    while at_hand:
+        connection = at_hand.pop()
+        try:
+            if not await _is_dead(connection.driver, connection.used_at):
+                return connection
+        except BaseException:  # Cancelled, with the answer still to come.
+            connection.pooled.invalidate()
+            raise
+        connection.pooled.invalidate()
+    try:
+        pooled = await engine.raw_connection()
+    except InvalidRequestError as error:  # The pool has tried several.
+        raise ConnectionError("connections break as soon as they are made") from error
+    return AtHand(pooled)
+
+
+def give_back(engine: AsyncEngine, connection: AtHand) -> None:
+    """Leave it to the next; it must be in no transaction."""
+    pool_of(engine).put(connection)

@@ -1,0 +1,261 @@
+# [Task]: T023 [From]: specs/requirements.md
+"""How the `task` table comes to be, and how it is tied to Better Auth's `"user"` table.
+
+What the tables hold is in models.py.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+from sqlalchemy import Connection, String, column, func, select, table, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kit.database.database import LOCK_TIMEOUT, TABLES_LOCK, Database
+from kit.database.failures import database_errors
+from kit.database.indexes import make_indexes
+from kit.errors import DatabaseUnavailable
+
+logger = logging.getLogger("tasks.tables")
+
+# Seconds between attempts to reach a database that was not there at the start.
+START_RETRY_INTERVAL = 0.5
+# Seconds between attempts at a migration that fails by a bug: a later release may mend it.
+BUG_RETRY_INTERVAL = 30.0
+# Seconds between looks for Better Auth's table, while there are requests; and once the foreign key
+# to it has been refused again and again.
+OWNERS_LOOK_INTERVAL = 5.0
+LONGEST_LOOK_INTERVAL = 3600.0
+# Seconds the start waits for the tables; they may take longer while requests get 503.
+START_PATIENCE = 3.0
+# Seconds after which an upgrade is given up, rolled back and begun anew.
+UPGRADE_TIMEOUT = 600.0
+
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
+# In which Alembic keeps what the database has. Of its own name: another application in the same
+# database may use Alembic too.
+VERSION_TABLE = "task_schema"
+
+
+def versions() -> list[str]:
+    """The migrations there are, by number, oldest first; known without Alembic."""
+    return sorted(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/[0-9]*.py"))
+
+
+async def keep_tables(database: Database) -> None:
+    """Bring the tables up to date: now if that is quick, else in the background until done."""
+    tables = _Tables(database)
+    database.in_background(tables.keep())
+    with suppress(TimeoutError):
+        await asyncio.wait_for(tables.tried.wait(), START_PATIENCE)
+
+
+async def upgrade_tables(database: Database) -> None:
+    """Apply the migrations that the database lacks, in one transaction, one process at a time.
+
+    Raises DatabaseUnavailable.
+    """
+    *older, newest = versions()
+    with database.watched():
+        # Most starts find nothing to do, for which they need not wait for each other.
+        async with database.engine.connect() as connection:
+            version = await _version(connection)
+        if version is None or version in older:
+            async with asyncio.timeout(UPGRADE_TIMEOUT), database.changing_tables() as connection:
+                version = await _version(connection)
+                if version is None or version in older:
+                    await connection.run_sync(_upgrade)
+                    version = newest
+        if version != newest:
+            logger.warning("the tables are those of a newer version of this service: %s", version)
+
+
+async def _version(connection: AsyncConnection) -> str | None:
+    # Asked without Alembic, whose import takes longer than the rest of a start.
+    there = await connection.scalar(
+        text(_IS_THERE[connection.dialect.name]), {"name": VERSION_TABLE}
+    )
+    if there is None:
+        return None
+    version = column("version_num", String())
+    return await connection.scalar(select(version).select_from(table(VERSION_TABLE)))
+
+
+_IS_THERE = {
+    "postgresql": "SELECT CAST(to_regclass(:name) AS text)",
+    "sqlite": "SELECT name FROM sqlite_master WHERE name = :name",
+}
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+class LinkRefused(Exception):
+    """PostgreSQL does not let the foreign key be added. The message says what is missing."""
+
+
+async def link_owners(database: Database) -> bool:
+    """Have Better Auth's deletion of a user delete the user's tasks; False while that can't be.
+
+    That is a foreign key, in place of one that would hinder the deletion. Tasks that already belong
+    to nobody are reported and left alone. PostgreSQL only. It takes its turn at the gate like a
+    request. Raises DatabaseUnavailable or LinkRefused.
+    """
+    async with database.gate:
+        with database.watched():
+            async with database.engine.begin() as connection:
+                change = await connection.scalar(text(_OWNER_LINK))
+                if change in (None, "linked"):
+                    return change is not None
+                if not await connection.scalar(select(func.pg_try_advisory_xact_lock(TABLES_LOCK))):
+                    return False
+                # Asked once more, now that nobody else can be at it.
+                change = await connection.scalar(text(_OWNER_LINK))
+                if change in (None, "linked"):
+                    return change is not None
+                await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+                await _change(connection, change)
+    logger.info("from now on the deletion of a user in Better Auth deletes the user's tasks")
+    await _report_orphans(database)
+    return True
+
+
+async def _change(connection: AsyncConnection, change: str) -> None:
+    try:
+        await connection.execute(text(change))
+    except DBAPIError as error:
+        match getattr(error.orig, "sqlstate", None):
+            case "42501":
+                raise LinkRefused(
+                    "the database user of this service lacks the privilege to refer to it: "
+                    'GRANT REFERENCES ON "user" TO that user'
+                ) from error
+            case "55P03":  # Somebody has locked it just now.
+                raise
+            case _:
+                said = str(error.orig).partition("\n")[0]
+                raise LinkRefused(f"PostgreSQL refuses it ({said})") from error
+
+
+async def _report_orphans(database: Database) -> None:
+    # After the locks have been released, and not for long: requests may be waiting.
+    try:
+        async with database.gate:
+            with database_errors():
+                async with database.engine.begin() as connection:
+                    await connection.execute(text("SET LOCAL statement_timeout = '200ms'"))
+                    orphans = await connection.scalar(text(_COUNT_ORPHANS))
+    except DatabaseUnavailable as error:
+        logger.info("tasks that belong to no user of Better Auth's were not counted: %s", error)
+    else:
+        if orphans:
+            logger.warning("%s tasks belong to no user of Better Auth's: left alone", orphans)
+
+
+class _Tables:
+    """What is still to be done for the tables, while the service runs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._look_interval = OWNERS_LOOK_INTERVAL
+        self._next_look = 0.0
+        self._refusal = ""
+        self.tried = asyncio.Event()
+
+    async def keep(self) -> None:
+        while not await self._done(upgrade_tables):
+            pass
+        self._database.tables_ready = True
+        self._database.works()
+        if self._database.is_postgresql:
+            # Better Auth's migration may come later. An answer shows that the database is awake, so
+            # that looking then wakes no suspended one.
+            self._database.when_awake.append(self._look_again)
+            await self._link_owners()
+            while not await self._done(make_indexes):
+                pass
+        self.tried.set()
+
+    async def _done(self, work: Callable[[Database], Awaitable[None]]) -> bool:
+        """Whether it is; if not, after a while in which the reason may have gone."""
+        try:
+            await work(self._database)
+        except DatabaseUnavailable:
+            wait = START_RETRY_INTERVAL
+        except Exception:
+            wait = BUG_RETRY_INTERVAL
+            logger.exception("the tables can't be brought up to date: tried again in %g s", wait)
+        else:
+            return True
+        self.tried.set()
+        await asyncio.sleep(wait)
+        return False
+
+    async def _link_owners(self) -> None:
+        self._next_look = float("inf")  # Nobody else need look meanwhile.
+        try:
+            if await link_owners(self._database):
+                self._database.when_awake.remove(self._look_again)
+            self._look_interval = OWNERS_LOOK_INTERVAL
+        except DatabaseUnavailable:
+            pass  # The log has told.
+        except LinkRefused as error:
+            self._look_interval = min(2 * self._look_interval, LONGEST_LOOK_INTERVAL)
+            if str(error) != self._refusal:
+                self._refusal = str(error)
+                logger.warning(
+                    "Better Auth's deletion of a user will not delete the user's tasks, since the "
+                    "foreign key to its users can't be added: %s",
+                    error,
+                )
+        self._next_look = time.monotonic() + self._look_interval
+
+    def _look_again(self) -> None:
+        if time.monotonic() >= self._next_look:
+            self._next_look = float("inf")
+            self._database.in_background(self._link_owners())
+
+
+# The ALTER TABLE that is called for, 'linked' if none is, NULL while there is no table that fits:
+# its id must be text, as `user_id` is, and unique. NOT VALID: rows whose user is gone may stay.
+_OWNER_LINK = """
+    WITH owner AS (
+        SELECT a.attrelid
+        FROM pg_attribute a
+        JOIN pg_constraint c ON c.conrelid = a.attrelid
+            AND c.contype IN ('p', 'u')
+            AND c.conkey = ARRAY[a.attnum]
+            AND NOT c.condeferrable
+        WHERE a.attrelid = to_regclass('"user"')
+            AND a.attname = 'id'
+            AND a.atttypid IN ('text'::regtype, 'varchar'::regtype)
+        LIMIT 1
+    ), link AS (
+        SELECT c.conname, c.confdeltype = 'c' AS cascades
+        FROM pg_constraint c
+        JOIN owner ON owner.attrelid = c.confrelid
+        WHERE c.conrelid = to_regclass('task') AND c.contype = 'f'
+    ), change AS (
+        SELECT format('DROP CONSTRAINT %I', conname) AS part FROM link WHERE NOT cascades
+        UNION ALL
+        SELECT 'ADD CONSTRAINT fk_task_user_id_user FOREIGN KEY (user_id) '
+            || 'REFERENCES "user" (id) ON DELETE CASCADE NOT VALID'
+        WHERE NOT EXISTS (SELECT FROM link WHERE cascades)
+    )
+    SELECT coalesce('ALTER TABLE task ' || (SELECT string_agg(part, ', ') FROM change), 'linked')
+    FROM owner
+"""
+_COUNT_ORPHANS = """
+    SELECT count(*) FROM task WHERE NOT EXISTS (SELECT FROM "user" WHERE "user".id = task.user_id)
+"""

@@ -1,0 +1,230 @@
+# [Task]: T003 [From]: specs/requirements.md
+"""The errors that any endpoint can raise, and how every error is answered.
+
+    ServiceError
+    ├── MissingToken          401
+    ├── InvalidToken          401
+    │   └── ExpiredToken      401
+    ├── AccessDenied          403
+    ├── BodyTimeout           408
+    ├── BodyTooLarge          413
+    ├── UnsupportedMediaType  415
+    └── Unavailable           503
+        ├── DatabaseUnavailable
+        │   └── StatementTimeout
+        └── KeysUnavailable
+
+This API's own errors are in ../errors.py. Input that fails validation is FastAPI's
+RequestValidationError, 422. Anything else is a bug, 500.
+"""
+
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from kit.openapi import Responses, headers
+
+logger = logging.getLogger("tasks.errors")
+
+
+class ServiceError(HTTPException):
+    """An answer other than success. The text it is raised with is for the log, never for a client.
+
+    An HTTPException, so that any FastAPI app that uses a dependency of ours answers it rightly.
+    """
+
+    status_code: int
+    detail: str
+    headers: Mapping[str, str] | None = None
+    # Of the OpenAPI document: those that it is always sent with.
+    header_names: ClassVar[tuple[str, ...]] = ()
+    log_level: ClassVar[int] = logging.INFO
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(self.status_code, self.detail, self.headers)
+        self._reason = reason
+
+    def __str__(self) -> str:
+        return self._reason
+
+
+def _challenge(description: str) -> Mapping[str, str]:
+    challenge = f'Bearer error="invalid_token", error_description="{description}"'
+    return MappingProxyType({"WWW-Authenticate": challenge})
+
+
+class MissingToken(ServiceError):
+    """No usable Authorization header; no error code then, says RFC 6750 §3.1."""
+
+    status_code = 401
+    detail = "Missing authorization token"
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
+    header_names = ("WWW-Authenticate",)
+
+
+class InvalidToken(ServiceError):
+    """A token that fails a check, which the exception's text names."""
+
+    status_code = 401
+    detail = "Invalid token"
+    headers = _challenge("Invalid token")
+    header_names = ("WWW-Authenticate",)
+
+
+class ExpiredToken(InvalidToken):
+    """A token in order but for its age."""
+
+    detail = "Token has expired"
+    headers = _challenge("Token has expired")
+
+
+class AccessDenied(ServiceError):
+    """The token is another user's than the path's, whether or not that user exists."""
+
+    status_code = 403
+    detail = "Access denied"
+
+
+class BodyTimeout(ServiceError):
+    """The body has not arrived within kit.body.BODY_TIMEOUT."""
+
+    status_code = 408
+    detail = "Request body did not arrive in time"
+    headers = MappingProxyType({"Connection": "close"})
+
+
+class BodyTooLarge(ServiceError):
+    """The body is above kit.body.MAX_BODY_BYTES."""
+
+    status_code = 413
+    detail = "Request body is too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is not declared as JSON."""
+
+    status_code = 415
+    detail = "Content-Type must be application/json"
+
+
+class Unavailable(ServiceError):
+    """Something that the service needs does not serve it just now; the same request may succeed."""
+
+    status_code = 503
+    detail = "Service temporarily unavailable"
+    headers = MappingProxyType({"Retry-After": "1"})
+    header_names = ("Retry-After",)
+    # Whoever raises it logs when the outage begins and ends: logs.Outage.
+    log_level = logging.DEBUG
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database can't be reached, has no connection to spare, or did not answer in time."""
+
+
+class StatementTimeout(DatabaseUnavailable):
+    """This statement took too long, met a lock or lacks an index; others may be served."""
+
+    log_level = logging.WARNING
+
+
+class KeysUnavailable(Unavailable):
+    """Better Auth's keys can't be had; the token may be good, so it is not called invalid."""
+
+
+class ErrorBody(BaseModel):
+    """What a client gets with every error but 422."""
+
+    detail: str
+
+
+class InvalidItem(BaseModel):
+    """One thing that is wrong with the input: what, where and why. It echoes nothing."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+class InvalidInput(BaseModel):
+    """What a client gets with a 422."""
+
+    detail: list[InvalidItem]
+
+
+class InternalErrorBody(BaseModel):
+    """What a client gets with a 500."""
+
+    detail: str
+    request_id: str
+
+
+# Those that every endpoint with input may give.
+COMMON_RESPONSES: Responses = {
+    422: {"model": InvalidInput, "description": "Input that is not valid"},
+    500: {"model": InternalErrorBody, "description": "A bug, in the log with the request's id"},
+}
+
+
+def error_responses(*errors: type[ServiceError]) -> Responses:
+    """The OpenAPI `responses` of an endpoint that may raise these."""
+    return {
+        error.status_code: {
+            "model": ErrorBody,
+            "description": error.detail,
+            "headers": headers(*error.header_names),
+        }
+        for error in sorted(errors, key=lambda error: error.status_code)
+    }
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every error of this module's tree, and the framework's own, in the same form."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(StarletteHTTPException, _http_error)
+
+
+async def _service_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)  # noqa: S101  # registered for it
+    logger.log(error.log_level, "%s %s: %s", error.status_code, error.detail, error)
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+
+
+async def _validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for it
+    # Only these three: `input` and `ctx` echo what was sent, and may not even be JSON (NaN).
+    items = [{"type": e["type"], "loc": e["loc"], "msg": e["msg"]} for e in error.errors()]
+    return JSONResponse({"detail": items}, 422)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)  # noqa: S101  # registered for it
+    if error.status_code == 405:
+        # Starlette names the methods of the first route with this path; RFC 9110 wants them all.
+        error.headers = {"Allow": ", ".join(sorted(_methods_of_path(request)))}
+    return await http_exception_handler(request, error)
+
+
+def _methods_of_path(request: Request) -> set[str]:
+    methods: set[str] = set()
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    for route in iter_route_contexts(request.app.routes):
+        if route.methods and route.path_regex.match(path):
+            methods |= route.methods
+    return methods
+
+
+def internal_error(request_id: str) -> Response:
+    """The answer to a request whose exception is being handled, which is logged in full."""
+    logger.exception("unhandled error")
+    return JSONResponse({"detail": "Internal Server Error", "request_id": request_id}, 500)

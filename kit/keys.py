@@ -1,0 +1,201 @@
+# [Task]: T022 [From]: specs/requirements.md
+"""The public keys of a Better Auth server: fetched when needed, kept through its outages.
+
+Which token may use them is decided in verify.py.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import jwt
+
+from kit.errors import InvalidToken, KeysUnavailable
+from kit.logs import Outage
+
+if TYPE_CHECKING:
+    import httpx  # Else imported with the first fetch: who has no key set needs none of it.
+
+logger = logging.getLogger("tasks.keys")
+
+# What Better Auth signs with, and the `kty` and `crv` of the keys for it.
+ALGORITHMS: dict[str, tuple[str, str | None]] = {
+    "EdDSA": ("OKP", "Ed25519"),
+    "ES256": ("EC", "P-256"),
+    "ES512": ("EC", "P-521"),
+    "RS256": ("RSA", None),
+    "PS256": ("RSA", None),
+}
+# The name of the task that fetches them.
+FETCH = "fetch of the key set"
+
+MIN_RSA_BITS = 2048
+MAX_KEY_SET_BYTES = 64 * 1024
+
+# Seconds.
+FETCH_TIMEOUT = 2.0
+REFRESH_AFTER = 240.0
+USABLE_FOR = 3600.0
+COOLDOWN = 2.0
+
+# After so many looks in vain in a row, an unknown `kid` no longer waits for the next one.
+PATIENCE = 2
+
+
+class KeySet:
+    """The keys by `kid`, fetched on first need, and again in the background when they are used and
+    four minutes old, so that a known key never waits.
+
+    When the server fails, or publishes no key, the last good ones stay in use for an hour: an
+    outage must not log people out. Better Auth publishes a key no earlier than its first token, so
+    an unknown `kid` is a reason to look again. One look serves all who wait for it, and after one
+    in vain the next has to wait for a cooldown. Who asks meanwhile waits too, since the key may be
+    that new, unless looks have been in vain so often that it must be an attack.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client: httpx.AsyncClient | None = None
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._good_at = self._looked_at = self._blocked_until = float("-inf")
+        self._failing = False
+        self._outage = Outage(logger, "the key set of Better Auth can't be fetched")
+        self._looks_in_vain = 0
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait([self._fetching])
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def key(self, kid: str, algorithm: str) -> jwt.PyJWK:
+        """The key with this `kid`, which must be one for the algorithm.
+
+        Raises InvalidToken when the server has no such key, KeysUnavailable when it can't be asked.
+        """
+        asked = time.monotonic()
+        if asked - self._good_at > REFRESH_AFTER:
+            self._fetch()  # Nobody waits for it who has a key to go on with.
+        if kid not in self._usable():
+            await self._look_again(kid, asked)
+        if self._looked_at >= asked and not self._failing:  # Not in vain.
+            self._blocked_until = float("-inf")
+            self._looks_in_vain = 0
+        key = self._keys[kid]
+        if key.algorithm_name != algorithm:
+            raise InvalidToken(f"alg is {algorithm}, the key's is {key.algorithm_name}")
+        return key
+
+    def _usable(self) -> dict[str, jwt.PyJWK]:
+        return self._keys if time.monotonic() - self._good_at <= USABLE_FOR else {}
+
+    async def _look_again(self, kid: str, asked: float) -> None:
+        while kid not in self._usable():
+            if self._looked_at >= asked or (self._failing and self._is_blocked()):
+                if self._failing:
+                    raise KeysUnavailable("the key set can't be fetched")
+                raise InvalidToken("kid is of no published key")
+            if self._is_blocked():
+                if self._looks_in_vain >= PATIENCE:
+                    raise InvalidToken("kid is of no published key, like those before")
+                await asyncio.sleep(self._blocked_until - time.monotonic())
+            fetching = self._fetch()
+            if fetching is not None:
+                await asyncio.shield(fetching)
+
+    def _is_blocked(self) -> bool:
+        return time.monotonic() < self._blocked_until
+
+    def _fetch(self) -> asyncio.Task[None] | None:
+        """The fetch under way, or a new one, or None during a cooldown."""
+        if self._fetching is None and not self._is_blocked():
+            self._fetching = asyncio.create_task(self._replace_keys(), name=FETCH)
+        return self._fetching
+
+    async def _replace_keys(self) -> None:
+        try:
+            if self._client is None:
+                # To import httpx, and have it read whom to trust, takes 0.2 s: others go on.
+                self._client = await asyncio.to_thread(_new_client)
+            keys = _usable_keys(await self._download(self._client))
+        except _fetch_errors() as error:
+            self._failing = True
+            self._outage.begins(f"{type(error).__name__}: {error}")
+        else:
+            self._failing = False
+            self._outage.ends()
+            self._looks_in_vain += 1  # Until the one who looks finds a key.
+            self._keys = keys
+            self._good_at = time.monotonic()
+        finally:
+            self._fetching = None
+            self._looked_at = time.monotonic()
+            self._blocked_until = self._looked_at + COOLDOWN
+
+    async def _download(self, client: "httpx.AsyncClient") -> bytes:
+        body = bytearray()
+        # Around the whole exchange: httpx counts anew with every byte of a slow answer.
+        async with asyncio.timeout(FETCH_TIMEOUT):
+            # Not compressed: what arrives is what is counted.
+            headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+            async with client.stream("GET", self._url, headers=headers) as response:
+                if response.status_code != 200:
+                    raise ValueError(f"status {response.status_code}")
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > MAX_KEY_SET_BYTES:
+                        raise ValueError("larger than 64 KiB")
+        return bytes(body)
+
+
+def _new_client() -> "httpx.AsyncClient":
+    import httpx
+
+    return httpx.AsyncClient(timeout=FETCH_TIMEOUT, follow_redirects=False)
+
+
+def _fetch_errors() -> tuple[type[Exception], ...]:
+    import httpx
+
+    return httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError
+
+
+def _usable_keys(document: bytes) -> dict[str, jwt.PyJWK]:
+    """The public signature keys of a JWK Set (RFC 7517) by `kid`; others are passed over.
+
+    Raises ValueError when there are none.
+    """
+    parsed = json.loads(document)
+    listed = parsed.get("keys") if isinstance(parsed, dict) else None
+    keys = {}
+    for jwk in listed if isinstance(listed, list) else []:
+        key = _public_key(jwk)
+        if key is not None:
+            keys[jwk["kid"]] = key
+    if not keys:
+        raise ValueError("no usable key in it")
+    return keys
+
+
+def _public_key(jwk: Any) -> jwt.PyJWK | None:
+    # A private member has no business in a published set: whoever reads it can sign.
+    if not isinstance(jwk, dict) or not isinstance(jwk.get("kid"), str) or "d" in jwk:
+        return None
+    if jwk.get("use", "sig") != "sig":
+        return None
+    # Before PyJWT sees it: of these kinds only, and its `alg`, if it names one, fitting its kind.
+    kind = (jwk.get("kty"), jwk.get("crv"))
+    fitting = [algorithm for algorithm, its_kind in ALGORITHMS.items() if its_kind == kind]
+    if not fitting or jwk.get("alg", fitting[0]) not in fitting:
+        return None
+    try:
+        key = jwt.PyJWK(jwk, jwk.get("alg", fitting[0]))
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+        return None
+    if jwk["kty"] == "RSA" and key.key.key_size < MIN_RSA_BITS:
+        return None
+    return key

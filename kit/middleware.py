@@ -1,0 +1,111 @@
+# [Task]: T054 [From]: specs/design.md
+"""The one layer around everything: what every request gets, whatever becomes of it.
+
+An id, a strict path (paths.py), CORS (cors.py), protective headers, a 500 for a bug (errors.py), a
+line in the log (access_log.py).
+"""
+
+import itertools
+import re
+import secrets
+import sys
+import time
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kit.access_log import access_log
+from kit.cors import answer_preflight, cors_headers, is_preflight
+from kit.errors import internal_error
+from kit.logs import current_request_id
+from kit.paths import keep_whole_segments
+from settings import SettingsError
+
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+
+_CACHE_CONTROL = (b"cache-control", b"private, no-cache")
+
+# What nginx has in its log for a request that was not sent to its end, and so never answered.
+_CLIENT_WENT_AWAY = 499
+
+
+class RequestMiddleware:
+    """ASGI middleware; outside of HTTP it only sees that a refused start is told plainly.
+
+    One layer with one `send`, since each of its own costs every request some microseconds.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._ids = RequestIDs()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, plain_startup_errors(send))
+            return
+        began = time.perf_counter()
+        # The first of each name.
+        sent = dict(reversed(scope["headers"]))
+        request_id = self._ids.id_for(sent.get(b"x-request-id"))
+        current_request_id.set(request_id)
+        keep_whole_segments(scope)
+        app, common = self.app, [_NOSNIFF, (b"x-request-id", request_id.encode())]
+        if is_preflight(scope["method"], sent):
+            app = answer_preflight
+        else:
+            common += cors_headers(sent.get(b"origin"))
+        has_begun = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
+            if message["type"] == "http.response.start":
+                has_begun = True
+                headers = [*message.get("headers", ()), *common]
+                if b"cache-control" not in dict(headers):
+                    headers.append(_CACHE_CONTROL)
+                message["headers"] = headers
+                # Before it is sent, so that whoever has the answer finds it in the log.
+                access_log.note(scope, request_id, message["status"], time.perf_counter() - began)
+            await send(message)
+
+        try:
+            await app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            if not has_begun:
+                access_log.note(scope, request_id, _CLIENT_WENT_AWAY, time.perf_counter() - began)
+        except Exception:
+            answer_bug = internal_error(request_id)
+            if has_begun:
+                raise
+            await answer_bug(scope, receive, send_with_headers)
+
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestIDs:
+    """Gives each request its id."""
+
+    def __init__(self) -> None:
+        # Unlike any other process's; within one, a number is enough, and needs no random bytes.
+        self._process = secrets.token_hex(6)
+        self._numbers = itertools.count(1)
+
+    def id_for(self, sent: bytes | None) -> str:
+        """What was sent as `X-Request-ID`, if it is well-formed, and else one that is new."""
+        if sent is not None and _REQUEST_ID.fullmatch(sent):
+            return sent.decode()
+        return f"{self._process}-{next(self._numbers):08x}"
+
+
+def plain_startup_errors(send: Send) -> Send:
+    """The `send` of a lifespan that hands the server SettingsError's words, not a traceback."""
+
+    async def send_plainly(message: Message) -> None:
+        # Starlette sends this one while it handles the exception.
+        error = sys.exception()
+        if message["type"] == "lifespan.startup.failed" and isinstance(error, SettingsError):
+            message = {**message, "message": str(error)}
+        await send(message)
+
+    return send_plainly

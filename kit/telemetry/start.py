@@ -1,0 +1,74 @@
+# [Task]: T060 [From]: specs/requirements.md
+"""Whether telemetry is asked for. If it is not, nothing else of it is imported, and nothing is
+recorded.
+
+The variables are OpenTelemetry's own, so they stand in no Settings; its SDK reads the others.
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from kit.database.database import Database
+from kit.routing import TaskAPI
+
+if TYPE_CHECKING:
+    from kit.telemetry.record import Guard
+
+logger = logging.getLogger("tasks.telemetry")
+
+
+@asynccontextmanager
+async def open_telemetry(app: TaskAPI, database: Database, guard: "Guard") -> AsyncIterator[None]:
+    """Inside, what the OTEL_* variables ask for is recorded and sent.
+
+    Telemetry that can't be set up is no reason not to start: a line in the log says why.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            if signals := asked_for(os.environ):
+                from kit.telemetry.export import exporting
+                from kit.telemetry.record import recording
+
+                providers = await stack.enter_async_context(exporting(signals, app.version))
+                stack.enter_context(recording(app, database, guard, providers))
+        except ImportError as error:
+            logger.warning(
+                "telemetry is off: OTEL_* asks for it, and what sends it is not installed (%s): "
+                "run uv sync --extra otel",
+                error,
+            )
+        except ValueError as error:
+            logger.warning("telemetry is off: %s", error)
+        yield
+
+
+def asked_for(environment: Mapping[str, str]) -> list[str]:
+    """Those of traces, metrics and logs that are to be sent: by an endpoint, or by the exporter's
+    name.
+
+    Raises ValueError for an exporter or a protocol other than OTLP over HTTP.
+    """
+
+    def value(*names: str) -> str:
+        found = (environment.get(name, "").strip().lower() for name in names)
+        return next(filter(None, found), "")
+
+    if value("OTEL_SDK_DISABLED") == "true":
+        return []
+    signals = []
+    for signal in ("traces", "metrics", "logs"):
+        its_exporter, its_otlp = f"OTEL_{signal.upper()}_EXPORTER", f"OTLP_{signal.upper()}"
+        exporter = value(its_exporter)
+        endpoint = value(f"OTEL_EXPORTER_{its_otlp}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+        protocol = value(f"OTEL_EXPORTER_{its_otlp}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+        if exporter == "none" or not (exporter or endpoint):
+            continue
+        if exporter not in ("", "otlp"):
+            raise ValueError(f"{its_exporter} must be otlp or none")
+        if protocol not in ("", "http/protobuf"):
+            raise ValueError(f"the OTLP protocol of {signal} must be http/protobuf")
+        signals.append(signal)
+    return signals

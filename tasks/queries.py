@@ -1,0 +1,288 @@
+# [Task]: T010 [From]: specs/requirements.md
+"""The statements: what each endpoint asks of the table `task`.
+
+How a statement is run is told in kit/database/execute.py.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Delete,
+    Insert,
+    LargeBinary,
+    ScalarSelect,
+    String,
+    Text,
+    Update,
+    and_,
+    asc,
+    bindparam,
+    case,
+    delete,
+    desc,
+    false,
+    func,
+    insert,
+    literal_column,
+    not_,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
+from sqlalchemy.types import TypeEngine
+
+from db import Statement
+from kit.database.search import Word, holds
+from kit.database.sql import (
+    UTCDateTime,
+    advance,
+    code_points,
+    returned_rfc3339,
+    rfc3339,
+    unless_key_is_known,
+)
+from models import HAS_KEY, IS_DELETED, TASK_TABLE
+from schemas import Order, Sort
+
+_task = TASK_TABLE.c
+
+type Columns = ReadOnlyColumnCollection[str, Any]
+
+
+def _public(
+    of: Columns, instant: Callable[[ColumnElement[Any]], ColumnElement[Any]]
+) -> tuple[ColumnElement[Any], ...]:
+    """A task as clients see it: rows of these columns are JSON without another word."""
+    return (
+        of.id,
+        of.user_id,
+        of.title,
+        of.description,
+        of.completed,
+        instant(of.created_at).label("created_at"),
+        instant(of.updated_at).label("updated_at"),
+    )
+
+
+_selected = _public(_task, rfc3339)
+_returned = _public(_task, returned_rfc3339)
+_now = bindparam("now", type_=UTCDateTime())
+_new_title = bindparam("new_title", type_=String())
+_new_description = bindparam("new_description", type_=String())
+_new_completed = bindparam("new_completed", type_=Boolean())
+
+
+_owner = _task.user_id == bindparam("owner")
+# As a CASE, since PostgreSQL takes one row in 200 for a NULL before it has counted them, and would
+# sort what it can read in order (tests/faults/test_plans.py).
+_is_there = case((IS_DELETED, false()), else_=true())
+
+
+def _owned(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """The rows that are tasks of the bind `owner`: what a client may see and change."""
+    return and_(_owner, _is_there, *conditions)
+
+
+_this_task = _owned(_task.id == bindparam("task_id"))
+# For a change that is meant for one version of the task only.
+_this_version = _task.updated_at == bindparam("version", type_=UTCDateTime())
+
+
+class Change(NamedTuple):
+    """What changes a task: whatever its version, or the version of the bind `version` only."""
+
+    of_any: Statement
+    of_version: Statement
+
+
+def _change(statement: Update | Delete, *returned: ColumnElement[Any]) -> Change:
+    return Change(
+        Statement(statement.where(_this_task).returning(*returned)),
+        Statement(statement.where(_this_task, _this_version).returning(*returned)),
+    )
+
+
+def _update(values: dict[str, ColumnElement[Any]]) -> Change:
+    """An UPDATE that moves `updated_at` when one of the values is a change, and only then."""
+    changed = or_(*(value.is_distinct_from(_task[name]) for name, value in values.items()))
+    moved = case((changed, advance(_now, _task.updated_at)), else_=_task.updated_at)
+    return _change(update(TASK_TABLE).values(**values, updated_at=moved), *_returned)
+
+
+# A list without a limit of its own is read in parts, so that a long one keeps nobody else waiting.
+# Most lists are one part; those that follow are smaller, since others wait for each of them (D21).
+LIST_PART = 1000
+NEXT_PART = 200
+
+
+class Parts(NamedTuple):
+    """How many tasks are read at first, and at a time from there on."""
+
+    first: int
+    next: int
+
+
+# In an order that no index has, each part costs a look at all of the user's tasks (D27).
+_SORTED = Parts(10_000, 10_000)
+PARTS: dict[Sort, Parts] = {
+    "created_at": Parts(LIST_PART, NEXT_PART),
+    "updated_at": _SORTED,
+    "title": _SORTED,
+}
+
+
+def _up_to(count: ColumnElement[int]) -> ScalarSelect[Any]:
+    """A limit in a form that PostgreSQL can't see through while it plans.
+
+    It then expects to need some of the rows, and reads them off the index in order, where it might
+    else gather and sort them all (tests/faults/test_plans.py).
+    """
+    return select(count).scalar_subquery()
+
+
+_part = _up_to(bindparam("part", LIST_PART, type_=BigInteger()))
+_all = _up_to(literal_column(str(2**63 - 1), BigInteger()))
+
+
+def _sort_key(of: Columns, sort: Sort) -> ColumnElement[Any]:
+    return code_points(of.title) if sort == "title" else of[sort]
+
+
+def _ordered(of: Columns, sort: Sort, order: Order) -> tuple[ColumnElement[Any], ...]:
+    """By what tasks are sorted; where that is equal, by id."""
+    key = _sort_key(of, sort)
+    return (desc(key), desc(of.id)) if order == "desc" else (asc(key), asc(of.id))
+
+
+def _beyond(of: Columns, sort: Sort, order: Order) -> ColumnElement[bool]:
+    """What comes after the task whose `task_id` and sort key are bound."""
+    place: TypeEngine[Any] = String() if sort == "title" else UTCDateTime()
+    here = tuple_(_sort_key(of, sort), of.id)
+    there = tuple_(bindparam(sort, type_=place), bindparam("task_id", type_=BigInteger()))
+    return here < there if order == "desc" else here > there
+
+
+def _passes(of: Columns, name: str) -> ColumnElement[bool]:
+    """A filter, whose value is a bind parameter of its name."""
+    if name == "completed":
+        completed: ColumnElement[bool] = of.completed == bindparam(name, type_=Boolean())
+        return completed
+    word = bindparam(name, type_=Word())
+    return or_(holds(of.title, word), holds(of.description, word))
+
+
+@cache
+def listing(sort: Sort, order: Order, *filters: str, goes_on: bool = False) -> Statement:
+    """The tasks that pass filters; `part` of them at most.
+
+    One that goes on begins after a task: with its `task_id`, and by the sort's name its sort key.
+    """
+    indexed = sort == "created_at"
+
+    def conditions(of: Columns, *names: str, place: bool) -> list[ColumnElement[bool]]:
+        beyond = [_beyond(of, sort, order)] if goes_on and place else []
+        return [*beyond, *(_passes(of, name) for name in names)]
+
+    if indexed and "search" not in filters:
+        return Statement(
+            select(*_selected)
+            .where(_owned(*conditions(_task, *filters, place=True)))
+            .order_by(*_ordered(_task, sort, order))
+            .limit(_part)
+        )
+    # The user's own tasks as the index has them, and of those the ones in question: read otherwise,
+    # a table might be searched as a whole. Only what is found is written as clients see it, which
+    # takes longer than to look at it (D27).
+    own = (
+        select(TASK_TABLE)
+        .where(_owned(*conditions(_task, place=indexed)))
+        .order_by(*_ordered(_task, "created_at", order))
+        .limit(_all)
+        .subquery("own")
+    )
+    found = (
+        select(own)
+        .where(*conditions(own.c, *filters, place=not indexed))
+        .order_by(*_ordered(own.c, sort, order))
+        .limit(_part)
+        .subquery("found")
+    )
+    return Statement(select(*_public(found.c, rfc3339)).order_by(*_ordered(found.c, sort, order)))
+
+
+LIST = listing("created_at", "desc")
+_new: dict[str, Any] = {
+    "user_id": bindparam("owner", type_=Text()),
+    "title": _new_title,
+    "description": _new_description,
+    "completed": _new_completed,
+    "created_at": _now,
+    "updated_at": _now,
+}
+_key = bindparam("idempotency_key", type_=String())
+_new_with_key: dict[str, Any] = {
+    **_new,
+    "idempotency_key": _key,
+    "idempotency_mark": bindparam("idempotency_mark", type_=LargeBinary()),
+}
+# Counted no further than the limit, in a form in which Citus has the coordinator number the task.
+_limit = bindparam("task_limit", type_=BigInteger())
+_counted = select(literal_column("1").label("one")).where(_owned()).limit(_limit).subquery()
+_tasks = select(func.count().label("tasks")).select_from(_counted)
+_room = _tasks.cte("room")
+# A request that is repeated adds no task, and so is never one too many.
+_times = select(func.count().label("times")).where(_owner, _task.idempotency_key == _key)
+_is_known = select(_times.cte("known").c.times).scalar_subquery() > 0
+
+
+def _insert(values: dict[str, Any], *conditions: ColumnElement[bool]) -> Insert:
+    if not conditions:
+        return insert(TASK_TABLE).values(values)
+    return insert(TASK_TABLE).from_select(list(values), select(*values.values()).where(*conditions))
+
+
+def _create(*conditions: ColumnElement[bool]) -> Statement:
+    return Statement(_insert(_new, *conditions).returning(*_returned))
+
+
+def _create_once(*conditions: ColumnElement[bool]) -> Statement:
+    """The task that is there for the key is found instead, with the mark that it was made with."""
+    once = _insert(_new_with_key, *conditions).ext(unless_key_is_known())
+    return Statement(once.returning(*_returned, _task.idempotency_mark), repeatable=True)
+
+
+COUNT = Statement(_tasks)
+CREATE = _create()
+CREATE_WITHIN = _create(_room.c.tasks < _limit)
+CREATE_ONCE = _create_once()
+CREATE_ONCE_WITHIN = _create_once(or_(_room.c.tasks < _limit, _is_known))
+GET = Statement(select(*_selected).where(_this_task))
+# A NULL title or completed stands for "as it is"; a description may be set to NULL, hence the flag.
+_updated: dict[str, ColumnElement[Any]] = {
+    "title": func.coalesce(_new_title, _task.title),
+    "description": case(
+        (bindparam("describe", type_=Boolean()), _new_description), else_=_task.description
+    ),
+    "completed": func.coalesce(_new_completed, _task.completed),
+}
+_completed: dict[str, ColumnElement[Any]] = {
+    "completed": func.coalesce(_new_completed, not_(_task.completed))
+}
+UPDATE = _update(_updated)
+COMPLETE = _update(_completed)
+# A task that was made with a key is kept for it, emptied, until the bind `expired`: D30.
+_expired = _task.created_at < bindparam("expired", type_=UTCDateTime())
+DELETE = _change(delete(TASK_TABLE).where(or_(not_(HAS_KEY), _expired)), _task.id)
+EMPTY = _change(
+    update(TASK_TABLE).values(title="", description=None, completed=False, deleted_at=_now),
+    _task.deleted_at,
+)
+FORGET = Statement(delete(TASK_TABLE).where(_owner, IS_DELETED, _expired).returning(_task.id))

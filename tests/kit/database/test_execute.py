@@ -1,0 +1,436 @@
+# [Task]: T020 [From]: specs/requirements.md
+"""Statements on their own and in transactions, on both databases, and what becomes of them."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timedelta, timezone
+
+import asyncpg
+import pytest
+import sqlalchemy.exc
+from databases import (
+    EARLIER_TABLE,
+    all_returned,
+    execute,
+    in_use,
+    new,
+    opened,
+    settings_for,
+    stored,
+)
+from faults.proxy import Proxy
+from sqlalchemy import event, func, select
+from sqlmodel import select as select_entities
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from db import open_database
+from kit.database.database import Database, Session
+from kit.database.execute import Statement
+from kit.database.pool import pool_of
+from kit.database.sql import utc_now
+from kit.errors import DatabaseUnavailable, StatementTimeout
+from models import TASK_TABLE, Task
+from schemas import TaskPublic
+from tasks import queries
+from tasks.queries import CREATE, CREATE_WITHIN, GET, LIST
+
+COMPLETE = queries.COMPLETE.of_any
+DELETE = queries.DELETE.of_any
+
+
+class TestStatement:
+    async def test_rows_have_one_form_on_both_databases(self, database: Database) -> None:
+        now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
+        values = new("Écrire ✍️", new_description=None, new_completed=True, now=now)
+        [row] = await CREATE.rows(Session(database), **values)
+        assert row == {
+            "id": 1,
+            "user_id": "alice",
+            "title": "Écrire ✍️",
+            "description": None,
+            "completed": True,
+            "created_at": "2026-01-02T01:04:05.000000Z",
+            "updated_at": "2026-01-02T01:04:05.000000Z",
+        }
+        assert list(row) == list(TaskPublic.model_fields)
+        assert type(row["completed"]) is bool  # Which SQLite has not.
+        assert await LIST.rows(Session(database), owner="alice") == [row]
+        assert await GET.row(Session(database), owner="alice", task_id=1) == row
+
+    async def test_row_is_the_first_or_none(self, database: Database) -> None:
+        assert await LIST.row(Session(database), owner="alice") is None
+        for title in ("first", "second"):
+            await CREATE.rows(Session(database), **new(title))
+        row = await LIST.row(Session(database), owner="alice")
+        assert row is not None
+        assert row["title"] == "second"
+
+    async def test_alone_is_done_when_it_returns(
+        self, database: Database, database_url: str
+    ) -> None:
+        async with Session(database) as session:
+            [row] = await CREATE.rows(session, **new("alone"))
+            assert not session.in_transaction()
+            assert in_use(database) == 0
+            assert await stored(database_url) == ["alone"]
+            assert await DELETE.row(
+                session, owner="alice", expired=utc_now(), task_id=row["id"]
+            ) == {"id": row["id"]}
+            assert await stored(database_url) == []
+
+    async def test_alone_and_failed_leaves_nothing(
+        self, database: Database, database_url: str
+    ) -> None:
+        with pytest.raises((sqlite3.IntegrityError, asyncpg.NotNullViolationError)):
+            await CREATE.rows(Session(database), **new("", new_title=None))
+        assert in_use(database) == 0
+        await CREATE.rows(Session(database), **new("after"))
+        assert await stored(database_url) == ["after"]
+
+    @pytest.mark.parametrize("create", [CREATE, CREATE_WITHIN], ids=["insert", "with … insert"])
+    @pytest.mark.parametrize("kept", [True, False], ids=["commit", "rollback"])
+    async def test_takes_part_in_a_begun_transaction(
+        self, database: Database, database_url: str, create: Statement, kept: bool
+    ) -> None:
+        async with Session(database) as session:
+            await session.begin()
+            [row] = await create.rows(session, **new("in a transaction", task_limit=1))
+            assert await stored(database_url) == []
+            assert await LIST.rows(session, owner="alice") == [row]
+            await (session.commit() if kept else session.rollback())
+        assert await stored(database_url) == (["in a transaction"] if kept else [])
+
+    async def test_in_a_savepoint_is_undone_with_the_transaction(
+        self, database: Database, database_url: str
+    ) -> None:
+        async with Session(database) as session:
+            async with session.begin_nested():
+                await CREATE.rows(session, **new("in a savepoint"))
+            await session.rollback()
+        assert await stored(database_url) == []
+
+    async def test_takes_part_in_a_transaction_that_a_query_began(
+        self, database: Database, database_url: str
+    ) -> None:
+        async with Session(database) as session:
+            await session.exec(select_entities(Task))
+            await CREATE.rows(session, **new("in a transaction"))
+            await session.rollback()
+        assert await stored(database_url) == []
+
+    async def test_two_in_one_transaction_stand_or_fall_together(
+        self, database: Database, database_url: str
+    ) -> None:
+        async def two() -> None:
+            async with Session(database) as session, session.begin():
+                await CREATE.rows(session, **new("first"))
+                await CREATE.rows(session, **new("", new_title=None))
+
+        with pytest.raises(sqlalchemy.exc.IntegrityError):
+            await two()
+        assert await stored(database_url) == []
+        assert in_use(database) == 0
+
+    async def test_reads_what_a_session_has_pending(
+        self, database: Database, database_url: str
+    ) -> None:
+        async with Session(database) as session:
+            session.add(Task(user_id="alice", title="pending"))
+            [row] = await LIST.rows(session, owner="alice")
+            assert row["title"] == "pending"
+            await session.rollback()
+        assert await stored(database_url) == []
+
+    async def test_object_of_the_same_session_sees_what_it_wrote(self, database: Database) -> None:
+        async with Session(database) as session:
+            task = Task(user_id="alice", title="object")
+            session.add(task)
+            await session.flush()
+            assert task.id is not None
+            values = {"new_completed": None, "now": utc_now()}
+            await COMPLETE.row(session, owner="alice", task_id=task.id, **values)
+            await session.refresh(task)
+            assert task.completed is True
+
+    @pytest.mark.parametrize("kept", [True, False], ids=["commit", "rollback"])
+    async def test_uses_the_transaction_of_a_foreign_session(
+        self, database: Database, database_url: str, kept: bool
+    ) -> None:
+        async with AsyncSession(database.engine) as session:
+            [row] = await CREATE.rows(session, **new("foreign"))
+            assert await stored(database_url) == []
+            assert await LIST.rows(session, owner="alice") == [row]
+            await (session.commit() if kept else session.rollback())
+        assert await stored(database_url) == (["foreign"] if kept else [])
+
+    async def test_reads_what_a_foreign_session_has_pending(
+        self, database: Database, database_url: str
+    ) -> None:
+        async with AsyncSession(database.engine) as session:
+            session.add(Task(user_id="alice", title="pending"))
+            [row] = await LIST.rows(session, owner="alice")
+            assert row["title"] == "pending"
+        assert await stored(database_url) == []
+
+    async def test_uses_the_connection_of_a_foreign_session(
+        self, database: Database, database_url: str
+    ) -> None:
+        async with database.engine.connect() as connection, connection.begin() as outer:
+            async with AsyncSession(connection) as session:
+                await CREATE.rows(session, **new("on a connection"))
+                await session.commit()
+            count = await connection.scalar(select(func.count()).select_from(TASK_TABLE))
+            assert count == 1
+            await outer.rollback()
+        assert await stored(database_url) == []
+
+    async def test_many_at_once_are_all_done(self, database: Database, database_url: str) -> None:
+        async def add(title: str) -> None:
+            async with database.gate:
+                await CREATE.rows(Session(database), **new(title))
+
+        titles = [f"task {number}" for number in range(30)]
+        await asyncio.gather(*(add(title) for title in titles))
+        assert sorted(await stored(database_url)) == sorted(titles)
+        assert in_use(database) == 0
+
+
+@pytest.fixture
+async def locked(postgresql_url: str, database: Database) -> AsyncIterator[int]:
+    """The id of a task whose row another transaction holds."""
+    [row] = await CREATE.rows(Session(database), **new("locked"))
+    holder = await asyncpg.connect(postgresql_url)
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("UPDATE task SET title = title")
+    yield row["id"]
+    await transaction.rollback()
+    await holder.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+class TestPostgreSQLFailures:
+    async def test_statement_stuck_on_a_lock_ends_in_time(
+        self, database_url: str, locked: int
+    ) -> None:
+        quick = settings_for(database_url, database_statement_timeout=0.2)
+        async with open_database(quick) as database:
+            async with asyncio.timeout(5):
+                with pytest.raises(DatabaseUnavailable, match="TimeoutError"):
+                    await DELETE.row(
+                        Session(database), owner="alice", expired=utc_now(), task_id=locked
+                    )
+            await all_returned(database)
+            assert len(await LIST.rows(Session(database), owner="alice")) == 1
+
+    @pytest.mark.usefixtures("locked")
+    async def test_start_beside_a_writer_needs_no_lock(
+        self, database_url: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """While it waited for one, every other writer would wait behind it."""
+        async with asyncio.timeout(5), opened(database_url) as database:
+            await CREATE.rows(Session(database), **new("beside"))
+        assert [record.message for record in caplog.records if record.levelno > logging.INFO] == []
+
+    async def test_cancelled_statement_gives_its_connection_back(
+        self, database: Database, database_url: str, locked: int
+    ) -> None:
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        stuck = asyncio.create_task(
+            DELETE.row(Session(database), owner="alice", expired=utc_now(), task_id=locked)
+        )
+        async with asyncio.timeout(1):
+            while await stored(database_url, waiting) == [0]:
+                assert not stuck.done()
+        stuck.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stuck
+        await all_returned(database)
+        assert len(await LIST.rows(Session(database), owner="alice")) == 1
+        assert await stored(database_url, waiting) == [0]
+
+    async def test_id_beyond_the_column_of_an_earlier_table_is_no_task(
+        self, database_url: str
+    ) -> None:
+        await execute(database_url, "DROP TABLE task, task_schema")
+        await execute(database_url, EARLIER_TABLE["postgresql"])
+        async with opened(database_url) as database:
+            session = Session(database)
+            assert await GET.row(session, owner="alice", task_id=2**63 - 1) is None
+            assert (
+                await DELETE.row(session, owner="alice", expired=utc_now(), task_id=2**31) is None
+            )
+
+
+def nobody_works(database: Database) -> Callable[[], bool]:
+    return lambda: in_use(database) == 0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # what other threads and servers do
+            await asyncio.sleep(0.01)
+
+
+class TestExactlyOnce:
+    """specs/decisions.md, D11."""
+
+    async def test_write_whose_answer_was_lost_is_not_done_again(
+        self, beyond: Database, proxy: Proxy, postgresql_url: str
+    ) -> None:
+        proxy.lose_answers(1)
+        with pytest.raises(DatabaseUnavailable):
+            await CREATE.rows(Session(beyond), **new("unknown"))
+        assert await stored(postgresql_url) == ["known", "unknown"]
+        await CREATE.rows(Session(beyond), **new("next"))
+        assert await stored(postgresql_url) == ["known", "unknown", "next"]
+
+    async def test_read_whose_answer_was_lost_is_done_again(
+        self, beyond: Database, proxy: Proxy
+    ) -> None:
+        proxy.lose_answers(1)
+        [row] = await LIST.rows(Session(beyond), owner="alice")
+        assert row["title"] == "known"
+
+    async def test_read_is_done_again_once(self, beyond: Database, proxy: Proxy) -> None:
+        before = proxy.connections
+        proxy.lose_answers(100)
+        with pytest.raises(DatabaseUnavailable):
+            await LIST.rows(Session(beyond), owner="alice")
+        assert proxy.connections == before + 1
+        proxy.lose_answers(0)
+        assert not beyond.seen_working
+        assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
+        assert beyond.seen_working
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            asyncpg.exceptions.InvalidCachedStatementError("the table has changed"),
+            asyncpg.InterfaceError("connection is closed"),
+            asyncpg.InternalClientError("cannot switch to state 2"),
+            asyncpg.InvalidSQLStatementNameError("does not exist"),
+            asyncpg.InternalServerError("could not find valid entry for shard 102008"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    async def test_what_never_begins_is_given_up(
+        self, beyond: Database, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+    ) -> None:
+        refused = []
+
+        async def refuse(*_: object, **__: object) -> None:
+            refused.append(refusal)
+            raise refusal
+
+        monkeypatch.setattr("kit.database.pool.Connection.fetch", refuse)
+        monkeypatch.setattr("kit.database.execute.REPEAT_WITHIN", 0.05)
+        with pytest.raises(DatabaseUnavailable):
+            await CREATE.rows(Session(beyond), **new("never"))
+        assert len(refused) > 1
+        assert not beyond.seen_working
+
+
+class TestMuteConnection:
+    async def test_is_closed_and_tells_that_the_database_does_not_serve(
+        self, beyond: Database, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        proxy.stall()
+        with pytest.raises(StatementTimeout):
+            await LIST.rows(Session(beyond), owner="alice")
+        assert beyond.seen_working
+        await until(nobody_works(beyond))
+        assert not pool_of(beyond.engine).at_hand
+        assert not beyond.seen_working
+        [record] = [r for r in caplog.records if r.name == "tasks.db"]
+        assert "does not answer any more" in record.message
+        proxy.resume()
+        await until(lambda: proxy.open_connections == 0)
+        assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
+
+
+class TestMuteServer:
+    async def test_is_an_outage_and_no_late_statement(
+        self, proxy: Proxy, postgresql_url: str
+    ) -> None:
+        url = proxy.url(postgresql_url)
+        async with opened(url, database_connect_timeout=0.2) as database:
+            proxy.stall()
+            proxy.cut()
+            await until(lambda: proxy.open_connections == 0)
+            with pytest.raises(DatabaseUnavailable) as raised:
+                await CREATE.rows(Session(database), **new("in vain"))
+            assert not isinstance(raised.value, StatementTimeout)
+            assert not database.seen_working
+
+
+class TestLateStatement:
+    """specs/decisions.md, D36."""
+
+    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    async def test_is_no_outage(
+        self,
+        database_url: str,
+        locked: int,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("kit.database.database.PROBE_INTERVAL", 3600.0)
+        async with opened(database_url, database_statement_timeout=0.2) as database:
+            asked = questions(database)
+            caplog.clear()
+            with pytest.raises(StatementTimeout):
+                await DELETE.row(
+                    Session(database), owner="alice", expired=utc_now(), task_id=locked
+                )
+            await until(nobody_works(database))
+            assert database.seen_working
+            assert caplog.records == []
+            # Whether it serves is asked at once, and once.
+            assert await database.serves()
+            assert await database.serves()
+            assert len(asked) == 1
+
+    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    async def test_is_forgotten_with_the_next_answer(self, database_url: str, locked: int) -> None:
+        async with opened(database_url, database_statement_timeout=0.2) as database:
+            asked = questions(database)
+            with pytest.raises(StatementTimeout):
+                await DELETE.row(
+                    Session(database), owner="alice", expired=utc_now(), task_id=locked
+                )
+            await LIST.rows(Session(database), owner="alice")
+            assert await database.serves()
+            assert asked == []
+
+
+def questions(database: Database) -> list[str]:
+    """What is asked from now on through SQLAlchemy, as a probe asks."""
+    asked: list[str] = []
+    event.listen(
+        database.engine.sync_engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, sql, *_: asked.append(sql),
+    )
+    return asked
+
+
+class TestProbes:
+    async def test_ask_once_between_them(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = questions(database)
+        database.fails("a test says so")
+        assert not any([await database.serves() for _ in range(20)])
+        assert asked == []
+        monkeypatch.setattr("kit.database.database.PROBE_INTERVAL", 0.5)
+        await asyncio.sleep(0.5)
+        await asyncio.gather(*(database.serves() for _ in range(20)))
+        assert len(asked) == 1
+        assert await database.serves()
+        with pytest.raises(StatementTimeout), database.watched():
+            raise TimeoutError
+        await asyncio.gather(*(database.serves() for _ in range(20)))
+        assert len(asked) == 2

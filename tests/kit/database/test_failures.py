@@ -1,0 +1,121 @@
+# [Task]: T020 [From]: specs/requirements.md
+"""What drivers raise, and what it is taken for."""
+
+import socket
+import sqlite3
+import ssl
+
+import asyncpg
+import pytest
+import sqlalchemy.exc
+from databases import in_use, opened
+from fastapi import HTTPException
+
+from kit.database.database import Session
+from kit.database.failures import database_errors
+from kit.errors import DatabaseUnavailable, InvalidToken
+from tasks.queries import GET
+
+
+def named(error: Exception) -> str:
+    return f"{type(error).__module__} {error!r}"
+
+
+def wrapped(cause: BaseException) -> sqlalchemy.exc.DBAPIError:
+    return sqlalchemy.exc.DBAPIError("SELECT 1", {}, cause)
+
+
+class TestDatabaseErrors:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            asyncpg.PostgresConnectionError("08000"),
+            asyncpg.ConnectionDoesNotExistError("08003"),
+            asyncpg.ProtocolViolationError("08P01"),
+            asyncpg.InvalidPasswordError("28P01"),
+            asyncpg.InvalidAuthorizationSpecificationError("28000"),
+            asyncpg.InvalidCatalogNameError("3D000"),
+            asyncpg.TooManyConnectionsError("53300"),
+            asyncpg.OutOfMemoryError("53200"),
+            asyncpg.DiskFullError("53100"),
+            asyncpg.QueryCanceledError("57014"),
+            asyncpg.AdminShutdownError("57P01"),
+            asyncpg.CrashShutdownError("57P02"),
+            asyncpg.CannotConnectNowError("57P03"),
+            asyncpg.LockNotAvailableError("55P03"),
+            asyncpg.SerializationError("40001"),
+            asyncpg.DeadlockDetectedError("40P01"),
+            asyncpg.ReadOnlySQLTransactionError("25006"),
+            asyncpg.UndefinedTableError("42P01"),
+            asyncpg.InsufficientPrivilegeError("42501"),
+            asyncpg.InvalidSQLStatementNameError("26000"),
+            asyncpg.DuplicatePreparedStatementError("42P05"),
+            asyncpg.InternalServerError("could not find valid entry for shard 102008"),
+            asyncpg.InterfaceError("connection is closed"),
+            ConnectionRefusedError(),
+            ConnectionResetError(),
+            socket.gaierror(),
+            TimeoutError(),
+            ssl.SSLCertVerificationError(),
+            sqlalchemy.exc.TimeoutError(),
+            sqlite3.OperationalError("database is locked"),
+            wrapped(asyncpg.CannotConnectNowError("57P03")),
+            wrapped(asyncpg.ReadOnlySQLTransactionError("25006")),
+            wrapped(sqlite3.OperationalError("database is locked")),
+        ],
+        ids=named,
+    )
+    def test_failure_to_serve_is_unavailable(self, error: Exception) -> None:
+        with pytest.raises(DatabaseUnavailable) as raised, database_errors():
+            raise error
+        assert raised.value.__cause__ is error
+        cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+        assert str(raised.value).endswith(f" ({type(cause).__name__}: {cause})")
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            asyncpg.InternalServerError("of another kind"),
+            asyncpg.UniqueViolationError("23505"),
+            asyncpg.NotNullViolationError("23502"),
+            asyncpg.CharacterNotInRepertoireError("22021"),
+            asyncpg.NumericValueOutOfRangeError("22003"),
+            asyncpg.PostgresSyntaxError("42601"),
+            asyncpg.UndefinedColumnError("42703"),
+            sqlite3.IntegrityError("UNIQUE constraint failed"),
+            sqlite3.ProgrammingError("Incorrect number of bindings"),
+            wrapped(asyncpg.UniqueViolationError("23505")),
+            wrapped(sqlite3.IntegrityError("UNIQUE constraint failed")),
+            sqlalchemy.exc.NoResultFound(),
+            sqlalchemy.exc.MultipleResultsFound(),
+            sqlalchemy.exc.InvalidRequestError(),
+            sqlalchemy.exc.ArgumentError(),
+            sqlalchemy.exc.MissingGreenlet(),
+            sqlalchemy.exc.StatementError("a bind is missing", "SELECT 1", {}, ValueError()),
+            HTTPException(404),
+            KeyError("title"),
+            ValueError(),
+        ],
+        ids=named,
+    )
+    def test_bug_of_ours_stays_what_it_is(self, error: Exception) -> None:
+        with pytest.raises(type(error)) as raised, database_errors():
+            raise error
+        assert raised.value is error
+
+    @pytest.mark.parametrize("wrap", [False, True], ids=["raw", "wrapped"])
+    def test_missing_user_is_a_token_that_outlived_its_user(self, wrap: bool) -> None:
+        error = asyncpg.ForeignKeyViolationError("23503")
+        with pytest.raises(InvalidToken), database_errors():
+            raise wrapped(error) if wrap else error
+
+    def test_success_passes(self) -> None:
+        with database_errors():
+            done = True
+        assert done
+
+    async def test_bad_argument_of_a_statement_is_a_bug(self, postgresql_url: str) -> None:
+        async with opened(postgresql_url) as database:
+            with pytest.raises(asyncpg.DataError):
+                await GET.row(Session(database), owner="alice", task_id="one")
+            assert in_use(database) == 0

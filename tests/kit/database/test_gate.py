@@ -1,0 +1,116 @@
+# [Task]: T020 [From]: specs/requirements.md
+"""Who may ask the database: as many at a time as there are permits, in the order they came."""
+
+import asyncio
+
+import pytest
+
+from kit.database.gate import Gate
+from kit.errors import DatabaseUnavailable
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate(permits=1, patience=5.0)
+
+
+async def pass_through(gate: Gate, name: str, passed: list[str]) -> None:
+    async with gate:
+        passed.append(name)
+
+
+async def begun(gate: Gate, name: str, passed: list[str]) -> asyncio.Task[None]:
+    """A request that has come to the gate."""
+    task = asyncio.create_task(pass_through(gate, name, passed))
+    await asyncio.sleep(0)
+    return task
+
+
+class TestGate:
+    async def test_lets_in_as_many_as_it_has_permits(self) -> None:
+        gate = Gate(permits=2, patience=0.05)
+        for _ in range(2):  # Who has left makes room for one.
+            async with gate, gate:
+                with pytest.raises(DatabaseUnavailable):
+                    await gate.__aenter__()
+        assert gate.waiting == 0
+
+    async def test_gives_each_as_long_as_the_others(self) -> None:
+        gate = Gate(permits=1, patience=0.2)
+        loop = asyncio.get_running_loop()
+        waited: list[float] = []
+
+        async def wait() -> None:
+            began = loop.time()
+            with pytest.raises(DatabaseUnavailable):
+                await gate.__aenter__()
+            waited.append(loop.time() - began)
+
+        async with gate, asyncio.timeout(5), asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(wait())
+                await asyncio.sleep(0.1)
+        assert len(waited) == 3
+        assert min(waited) > 0.19
+
+    async def test_lets_nobody_overtake(self, gate: Gate) -> None:
+        passed: list[str] = []
+        await gate.__aenter__()
+        waiting = [await begun(gate, name, passed) for name in ("first", "second", "third")]
+        await gate.__aexit__()
+        # In the turn in which the permit became free, before who waits has had a turn.
+        await asyncio.gather(pass_through(gate, "newcomer", passed), *waiting)
+        assert passed == ["first", "second", "third", "newcomer"]
+
+    async def test_turns_away_who_waits_too_long(self) -> None:
+        gate = Gate(permits=1, patience=0.05)
+        passed: list[str] = []
+        async with gate:
+            with pytest.raises(DatabaseUnavailable, match="no free connection"):
+                await pass_through(gate, "late", passed)
+            assert gate.waiting == 0
+        await pass_through(gate, "after", passed)
+        assert passed == ["after"]
+
+    async def test_forgets_who_gives_up(self, gate: Gate) -> None:
+        passed: list[str] = []
+        async with gate:
+            gone = await begun(gate, "gone", passed)
+            patient = await begun(gate, "patient", passed)
+            gone.cancel()
+            await asyncio.sleep(0)
+            assert gate.waiting == 1
+        await patient
+        assert passed == ["patient"]
+
+    async def test_passes_on_the_permit_of_who_gives_up_in_the_same_moment(
+        self, gate: Gate
+    ) -> None:
+        passed: list[str] = []
+        await gate.__aenter__()
+        gone = await begun(gate, "gone", passed)
+        patient = await begun(gate, "patient", passed)
+        await gate.__aexit__()
+        gone.cancel()
+        await patient
+        assert passed == ["patient"]
+        await pass_through(gate, "after", passed)
+
+    async def test_passes_over_who_gave_up_a_moment_before(self, gate: Gate) -> None:
+        passed: list[str] = []
+        await gate.__aenter__()
+        gone = await begun(gate, "gone", passed)
+        patient = await begun(gate, "patient", passed)
+        gone.cancel()
+        await gate.__aexit__()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        await patient
+        assert passed == ["patient"]
+        await pass_through(gate, "after", passed)
+
+    async def test_gives_the_permit_back_after_an_error(self, gate: Gate) -> None:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="in the gate"):
+                async with gate:
+                    raise ValueError("in the gate")

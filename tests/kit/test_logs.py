@@ -1,0 +1,401 @@
+# [Task]: T020 [From]: specs/requirements.md
+"""One form for all lines, uvicorn's and this service's, with the id of their request."""
+
+import asyncio
+import io
+import json
+import logging
+import pkgutil
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from support import Caller
+from uvicorn.config import LOGGING_CONFIG
+from uvicorn.logging import DefaultFormatter
+
+from kit.logs import Outage, current_request_id, service_logs, take_over_uvicorns_lines, timestamp
+from settings import get_settings
+
+ID = "id-of-the-request"
+
+
+def uvicorn_handler(name: str) -> tuple[logging.StreamHandler[io.StringIO], io.StringIO]:
+    """A handler as uvicorn configures it, and what it writes to."""
+    formatter = dict(LOGGING_CONFIG["formatters"][LOGGING_CONFIG["handlers"][name]["formatter"]])
+    make: Callable[..., logging.Formatter] = pkgutil.resolve_name(formatter.pop("()"))
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(make(**formatter | {"use_colors": False}))
+    return handler, stream
+
+
+@pytest.fixture
+def database_url(ready_sqlite_url: str) -> str:
+    """One database will do: nothing here depends on which."""
+    return ready_sqlite_url
+
+
+@contextmanager
+def handlers_of(name: str | None, *handlers: logging.Handler, propagate: bool = False) -> Any:
+    """The logger with these handlers in place of its own, and as it was afterwards."""
+    logger = logging.getLogger(name)
+    before = logger.handlers, logger.propagate, logger.level
+    logger.handlers = list(handlers)
+    logger.propagate = propagate
+    logger.setLevel(logging.INFO)
+    try:
+        yield logger
+    finally:
+        logger.handlers, logger.propagate, level = before
+        logger.setLevel(level)
+
+
+@contextmanager
+def level_of(name: str, level: int) -> Iterator[logging.Logger]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield logger
+    finally:
+        logger.setLevel(before)
+
+
+@pytest.fixture
+def request_id() -> Iterator[str]:
+    """The id of a request that is under way."""
+    token = current_request_id.set(ID)
+    yield ID
+    current_request_id.reset(token)
+
+
+class TestRecords:
+    def test_have_the_id_of_their_request(
+        self, request_id: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with service_logs(get_settings()):
+            logging.getLogger("of a library").warning("hello")
+        [record] = caplog.records
+        assert vars(record)["request_id"] == request_id
+
+    def test_have_a_dash_outside_of_requests(self, caplog: pytest.LogCaptureFixture) -> None:
+        with service_logs(get_settings()):
+            logging.getLogger("of a library").warning("hello")
+        [record] = caplog.records
+        assert vars(record)["request_id"] == "-"
+
+    def test_are_still_made_by_the_operators_factory(
+        self, request_id: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        plain = logging.getLogRecordFactory()
+
+        def with_host(*args: Any, **kwargs: Any) -> logging.LogRecord:
+            record = plain(*args, **kwargs)
+            record.host = "example"
+            return record
+
+        logging.setLogRecordFactory(with_host)
+        try:
+            with service_logs(get_settings()):
+                logging.getLogger("of a library").warning("hello")
+            assert logging.getLogRecordFactory() is with_host
+        finally:
+            logging.setLogRecordFactory(plain)
+        [record] = caplog.records
+        assert vars(record)["host"] == "example"
+        assert vars(record)["request_id"] == request_id
+
+    async def test_of_requests_at_once_are_not_mixed_up(
+        self, alice: Caller, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "tasks.errors")
+        sent = [f"request-{number}" for number in range(5)]
+        await asyncio.gather(*(alice.get("/1", headers={"X-Request-ID": one}) for one in sent))
+        missing = [record for record in caplog.records if record.name == "tasks.errors"]
+        assert sorted(vars(record)["request_id"] for record in missing) == sent
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class TestUvicorn:
+    def said(self, stream: io.StringIO, *arguments: object) -> str:
+        """What uvicorn's logger, set up by its defaults and taken over, writes there."""
+        handler, _ = uvicorn_handler("default")
+        handler.setStream(stream)
+        with handlers_of("uvicorn", handler) as logger:
+            take_over_uvicorns_lines()
+            logger.log(*arguments)
+        return stream.getvalue()
+
+    def test_lines_are_text_on_a_terminal(self, request_id: str) -> None:
+        said = self.said(Terminal(), logging.INFO, "hello %s", "you")
+        assert said == f"\x1b[32mINFO:\x1b[0m     [{request_id}] hello you\n"
+
+    def test_lines_are_json_elsewhere(self, request_id: str) -> None:
+        line = json.loads(self.said(io.StringIO(), logging.WARNING, "hello %s", "you"))
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+        assert line == {
+            "level": "warning",
+            "logger": "uvicorn",
+            "message": "hello you",
+            "request_id": request_id,
+        }
+
+    @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+    def test_lines_are_what_is_asked_for(
+        self, stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LOG_FORMAT", "json")
+        assert json.loads(self.said(stream(), logging.INFO, "hello"))["message"] == "hello"
+        monkeypatch.setenv("LOG_FORMAT", "text")
+        assert "[-] hello" in self.said(stream(), logging.INFO, "hello")
+
+    def test_text_has_no_colours_in_a_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOG_FORMAT", "text")
+        assert self.said(io.StringIO(), logging.ERROR, "hello") == "ERROR:    [-] hello\n"
+
+    @pytest.mark.parametrize("form", ["text", "json"])
+    def test_one_line_stays_one_whatever_is_in_it(
+        self, form: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LOG_FORMAT", form)
+        forged = "a\nINFO:     [x] forged\r\x1b[2J\x7f\x00\x9b\u2028\ud800"
+        said = self.said(io.StringIO(), logging.INFO, "%s", forged)
+        assert len(said.splitlines()) == 1
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\ud800]", said)
+        if form == "json":
+            assert json.loads(said)["message"] == forged
+
+    @pytest.mark.parametrize("form", ["text", "json"])
+    def test_exception_is_told_in_full(self, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOG_FORMAT", form)
+        try:
+            raise ValueError("why\nERROR:    [x] forged")
+        except ValueError:
+            stream = io.StringIO()
+            handler, _ = uvicorn_handler("default")
+            handler.setStream(stream)
+            with handlers_of("uvicorn", handler) as logger:
+                take_over_uvicorns_lines()
+                logger.exception("it failed")
+        said = stream.getvalue()
+        if form == "json":
+            line = json.loads(said)
+            assert line["message"] == "it failed"
+            assert line["exception"].startswith("Traceback (most recent call last):\n")
+            assert "ValueError: why" in line["exception"]
+        else:
+            first, *trace = said.splitlines()
+            assert first == "ERROR:    [-] it failed"
+            assert all(line.startswith("    ") for line in trace)
+            assert "    ValueError: why" in trace
+
+    def test_settings_that_are_refused_are_told_all_the_same(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LOG_FORMAT", "xml")
+        line = json.loads(self.said(io.StringIO(), logging.ERROR, "LOG_FORMAT is not usable"))
+        assert line["message"] == "LOG_FORMAT is not usable"
+
+    def test_format_of_an_operator_stays_as_it_was(self) -> None:
+        handler, stream = uvicorn_handler("default")
+        handler.setFormatter(DefaultFormatter("mine: %(message)s", use_colors=False))
+        with handlers_of("uvicorn", handler) as logger:
+            take_over_uvicorns_lines()
+            logger.info("hello")
+        assert stream.getvalue() == "mine: hello\n"
+
+    def test_foreign_formatter_is_left_alone(self) -> None:
+        class Own(DefaultFormatter):
+            """An operator's, which only looks like uvicorn's."""
+
+        foreign = [logging.Formatter("%(request_id)s|%(message)s"), Own("%(message)s"), None]
+        handlers = [logging.StreamHandler(io.StringIO()) for _ in foreign]
+        for handler, formatter in zip(handlers, foreign, strict=True):
+            handler.setFormatter(formatter)
+        with handlers_of("uvicorn", *handlers) as logger:
+            take_over_uvicorns_lines()
+            with service_logs(get_settings()):
+                assert [handler.formatter for handler in handlers] == foreign
+                logger.info("hello")
+        assert handlers[0].stream.getvalue() == "-|hello\n"
+
+
+class TestLevel:
+    @pytest.mark.parametrize(
+        ("level", "shown"),
+        [("debug", 4), ("info", 3), ("warning", 2), ("error", 1), (" Warning ", 2)],
+    )
+    def test_is_the_least_that_is_shown(
+        self,
+        level: str,
+        shown: int,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setenv("LOG_LEVEL", level)
+        with level_of("tasks", logging.NOTSET), service_logs(get_settings()):
+            for name in ("debug", "info", "warning", "error"):
+                getattr(logging.getLogger("tasks.db"), name)("hello")
+        assert len(caplog.records) == shown
+
+    def test_is_uvicorns_too_if_that_is_lower(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOG_LEVEL", "warning")
+        with level_of("uvicorn.error", logging.INFO) as server:
+            with service_logs(get_settings()):
+                assert server.level == logging.WARNING
+            assert server.level == logging.INFO
+        with level_of("uvicorn.error", logging.ERROR) as server, service_logs(get_settings()):
+            assert server.level == logging.ERROR
+
+
+class TestService:
+    @pytest.fixture(autouse=True)
+    def unhandled(self) -> Iterator[None]:
+        """The service's logger as it is where nobody has configured logging."""
+        with handlers_of("tasks", propagate=True):
+            yield
+
+    def test_lines_are_shown_where_nothing_else_handles_them(
+        self, request_id: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with handlers_of(None), service_logs(get_settings()):
+            logging.getLogger("tasks.db").info("hello")
+        line = json.loads(capsys.readouterr().err)
+        assert (line["message"], line["request_id"]) == ("hello", request_id)
+
+    def test_lines_are_shown_once(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with handlers_of(None), service_logs(get_settings()), service_logs(get_settings()):
+            assert len(logging.getLogger("tasks").handlers) == 1
+            logging.getLogger("tasks.db").info("hello")
+        assert capsys.readouterr().err.count("hello") == 1
+
+    def test_lines_go_to_the_operators_handlers(self, capsys: pytest.CaptureFixture[str]) -> None:
+        stream = io.StringIO()
+        with handlers_of(None, logging.StreamHandler(stream)), service_logs(get_settings()):
+            assert logging.getLogger("tasks").handlers == []
+            logging.getLogger("tasks.db").info("hello")
+        assert stream.getvalue() == "hello\n"
+        assert capsys.readouterr().err == ""
+
+    def test_lines_go_to_an_operators_handler_of_its_own(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        stream = io.StringIO()
+        own = logging.StreamHandler(stream)
+        with (
+            handlers_of(None),
+            handlers_of("tasks", own, propagate=True),
+            service_logs(get_settings()),
+        ):
+            logging.getLogger("tasks.db").info("hello")
+        assert stream.getvalue() == "hello\n"
+        assert capsys.readouterr().err == ""
+
+    def test_lines_are_shown_though_the_root_is_at_warning(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """As it is where nobody has configured logging."""
+        with handlers_of(None) as root, level_of("tasks", logging.NOTSET):
+            root.setLevel(logging.WARNING)
+            with service_logs(get_settings()):
+                logging.getLogger("tasks.db").info("hello")
+        assert "hello" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING, logging.CRITICAL])
+    def test_operators_level_is_left_alone(self, level: int) -> None:
+        with level_of("tasks", level) as service, service_logs(get_settings()):
+            assert service.level == level
+
+
+class TestAfterwards:
+    @pytest.mark.parametrize("failing", [False, True], ids=["at the end", "after an error"])
+    def test_everything_is_as_before(self, failing: bool) -> None:
+        factory = logging.getLogRecordFactory()
+        with ExitStack() as stack:
+            stack.enter_context(handlers_of(None))
+            stack.enter_context(handlers_of("tasks", propagate=True))
+            service = stack.enter_context(level_of("tasks", logging.NOTSET))
+            if failing:
+                with (
+                    pytest.raises(ValueError, match="at the start"),
+                    service_logs(get_settings()),
+                ):
+                    raise ValueError("at the start")
+            else:
+                with service_logs(get_settings()):
+                    assert service.handlers
+            assert logging.getLogRecordFactory() is factory
+            assert service.handlers == []
+            assert service.level == logging.NOTSET
+
+
+class TestOutage:
+    @pytest.fixture
+    def outage(self) -> Outage:
+        return Outage(logging.getLogger("of a library"), "it does not serve")
+
+    def test_is_told_when_it_begins_and_when_it_is_over(
+        self,
+        outage: Outage,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr("kit.logs.OUTAGE_QUIET", 0.0)
+        outage.begins("it is away")
+        outage.begins("it is still away")
+        outage.ends()
+        outage.ends()
+        began, over = caplog.records
+        assert (began.levelno, began.getMessage()) == (
+            logging.ERROR,
+            "it does not serve: it is away",
+        )
+        assert (over.levelno, over.getMessage()) == (
+            logging.WARNING,
+            "over after 0.0 s: it does not serve",
+        )
+
+    def test_goes_on_while_only_some_requests_fail(
+        self, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for _ in range(3):
+            outage.begins("it is away")
+            outage.ends()
+        assert len(caplog.records) == 1
+
+    def test_is_told_again_when_it_comes_again(
+        self,
+        outage: Outage,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr("kit.logs.OUTAGE_QUIET", 0.0)
+        for _ in range(2):
+            outage.begins("it is away")
+            outage.ends()
+        assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING] * 2
+
+    def test_that_never_was_is_not_told(
+        self, outage: Outage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        outage.ends()
+        assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (1_800_000_000.5, "2027-01-15T08:00:00.500Z"),
+        (1_800_000_000.9999, "2027-01-15T08:00:00.999Z"),
+    ],
+)
+def test_timestamp_is_never_ahead(seconds: float, said: str) -> None:
+    assert timestamp(seconds) == said

@@ -1,0 +1,377 @@
+# [Task]: T020 [From]: specs/requirements.md
+"""What every request gets: an id, protective headers, a strict path, and CORS."""
+
+import re
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse
+from starlette.types import Message, Receive, Scope, Send
+from support import JSON, SECRET, Caller, sign
+
+from kit.logs import current_request_id
+from kit.middleware import RequestMiddleware
+from kit.paths import decode_user_id
+
+ORIGIN = "http://localhost:3000"
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+REQUEST_HEADERS = [
+    "Authorization",
+    "Content-Type",
+    "X-Request-ID",
+    "If-Match",
+    "If-None-Match",
+    "Idempotency-Key",
+]
+RESPONSE_HEADERS = {
+    "Allow",
+    "ETag",
+    "Idempotency-Replayed",
+    "Link",
+    "Location",
+    "Retry-After",
+    "WWW-Authenticate",
+    "X-Next-Cursor",
+    "X-Request-ID",
+}
+BEARER = {"Authorization": f"Bearer {sign('alice')}"}
+
+# What is sent, and the status that it gets.
+REQUESTS = {
+    "list": (200, "GET", "/api/alice/tasks", BEARER, b""),
+    "create": (201, "POST", "/api/alice/tasks", BEARER | JSON, b'{"title": "t"}'),
+    "no token": (401, "GET", "/api/alice/tasks", {}, b""),
+    "another user": (403, "GET", "/api/bob/tasks", BEARER, b""),
+    "no task": (404, "GET", "/api/alice/tasks/1", BEARER, b""),
+    "no path": (404, "GET", "/nowhere", {}, b""),
+    "no method": (405, "PUT", "/api/alice/tasks", {}, b""),
+    "big": (413, "POST", "/api/alice/tasks", BEARER | JSON, b" " * 65537),
+    "no type": (415, "POST", "/api/alice/tasks", BEARER, b"{}"),
+    "no title": (422, "POST", "/api/alice/tasks", BEARER | JSON, b"{}"),
+    "health": (200, "GET", "/health", {}, b""),
+    "readiness": (200, "GET", "/health/ready", {}, b""),
+    "docs": (200, "GET", "/docs", {}, b""),
+    "schema": (200, "GET", "/openapi.json", {}, b""),
+}
+every_request = pytest.mark.parametrize("name", REQUESTS)
+
+
+async def send(
+    client: httpx.AsyncClient, name: str, headers: dict[str, str] | None = None
+) -> httpx.Response:
+    status, method, path, own, content = REQUESTS[name]
+    response = await client.request(method, path, headers=own | (headers or {}), content=content)
+    assert response.status_code == status, response.text
+    return response
+
+
+@pytest.fixture
+def database_url(ready_sqlite_url: str) -> str:
+    """One database will do: nothing here depends on which."""
+    return ready_sqlite_url
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """The smallest app: it answers with what the middleware handed it."""
+    seen = {"path": scope["path"], "id": current_request_id.get()}
+    await JSONResponse(seen)(scope, receive, send)
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[httpx.AsyncClient]:
+    """A client of that app behind RequestMiddleware."""
+    transport = httpx.ASGITransport(RequestMiddleware(echo))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+        yield web
+
+
+class TestRequestID:
+    @pytest.mark.parametrize("sent", ["a", "0", "Az09._-", "-", "x" * 128, f"{'f' * 8}-{'0' * 4}"])
+    async def test_of_the_client_is_kept(self, web: httpx.AsyncClient, sent: str) -> None:
+        response = await web.get("/", headers={"X-Request-ID": sent})
+        assert response.headers["x-request-id"] == sent
+        assert response.json()["id"] == sent
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"",
+            b"x" * 129,
+            b"a b",
+            b" ",
+            b"a,b",
+            b"a/b",
+            b"a\tb",
+            b"a\nb",
+            b"a\n",
+            b'"quoted"',
+            b"<script>",
+            b"${jndi:x}",
+            b"%41",
+            "é".encode(),
+            "é".encode("latin-1"),
+            b"a\x00",
+            b"a\x1b[31m",
+        ],
+    )
+    async def test_that_is_anything_else_is_replaced(
+        self, web: httpx.AsyncClient, sent: bytes
+    ) -> None:
+        response = await web.get("/", headers=[(b"X-Request-ID", sent)])
+        [given] = response.headers.get_list("x-request-id")
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given)
+        assert given.encode() != sent
+        assert response.json()["id"] == given
+
+    async def test_is_a_fresh_one_each_time(self, web: httpx.AsyncClient) -> None:
+        ids = {(await web.get("/")).headers["x-request-id"] for _ in range(20)}
+        assert len(ids) == 20
+
+    async def test_is_not_that_of_the_request_before(self, web: httpx.AsyncClient) -> None:
+        await web.get("/", headers={"X-Request-ID": "first"})
+        second = await web.get("/")
+        assert second.headers["x-request-id"] == second.json()["id"] != "first"
+
+    @every_request
+    async def test_is_on_every_response(self, client: httpx.AsyncClient, name: str) -> None:
+        response = await send(client, name, {"X-Request-ID": "mine"})
+        assert response.headers.get_list("x-request-id") == ["mine"]
+
+
+class TestHeaders:
+    @every_request
+    async def test_protect_every_response(self, client: httpx.AsyncClient, name: str) -> None:
+        response = await send(client, name)
+        assert response.headers.get_list("x-content-type-options") == ["nosniff"]
+        [cache_control] = response.headers.get_list("cache-control")
+        assert cache_control in ("private, no-cache", "no-store")
+
+    async def test_protect_a_deletion(self, alice: Caller) -> None:
+        task = await alice.add()
+        response = await alice.delete(f"/{task['id']}")
+        assert response.status_code == 204
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["cache-control"] == "private, no-cache"
+
+    async def test_of_an_endpoint_win(self, client: httpx.AsyncClient) -> None:
+        response = await client.get("/health")
+        assert response.headers.get_list("cache-control") == ["no-store"]
+
+
+class TestPath:
+    @pytest.mark.parametrize(
+        ("raw", "path"),
+        [
+            ("/api/alice/tasks", "/api/alice/tasks"),
+            ("/api/a%40b.co/tasks", "/api/a@b.co/tasks"),
+            ("/api/auth0%7C123/tasks", "/api/auth0|123/tasks"),
+            ("/api/%E6%97%A5%E6%9C%AC/tasks", "/api/日本/tasks"),
+            ("/api/a%20b/tasks", "/api/a b/tasks"),
+            ("/api/a%2Fb/tasks", "/api/a%2Fb/tasks"),
+            ("/api/a%2fb/tasks", "/api/a%2Fb/tasks"),
+            ("/api/%2F/tasks", "/api/%2F/tasks"),
+            ("/api/..%2Fbob/tasks", "/api/..%2Fbob/tasks"),
+            ("/api/50%25/tasks", "/api/50%25/tasks"),
+            ("/api/a%252Fb/tasks", "/api/a%252Fb/tasks"),
+            ("/api/a%25252Fb/tasks", "/api/a%25252Fb/tasks"),
+            ("/api/a%2Fb%25%40/tasks", "/api/a%2Fb%25@/tasks"),
+        ],
+    )
+    async def test_keeps_slashes_and_percents_encoded(
+        self, web: httpx.AsyncClient, raw: str, path: str
+    ) -> None:
+        response = await web.get(raw)
+        assert response.request.url.raw_path == raw.encode()
+        assert response.json()["path"] == path
+
+    @pytest.mark.parametrize(
+        "user",
+        [
+            "alice",
+            "a/b",
+            "/",
+            "50%",
+            "%2F",
+            "a%252Fb",
+            "a%41",
+            "%",
+            "auth0|1",
+            "日本",
+            "a b+c",
+        ],
+    )
+    async def test_leads_back_to_the_user(self, client: httpx.AsyncClient, user: str) -> None:
+        caller = Caller(client, user)
+        task = await caller.add()
+        assert task["user_id"] == user
+        assert (await caller.get()).json() == [task]
+        assert (await caller.get(f"/{task['id']}")).json() == task
+
+    @pytest.mark.parametrize(
+        ("segment", "user"),
+        [("alice", "alice"), ("a%2Fb", "a/b"), ("50%25", "50%"), ("a%252Fb", "a%2Fb")],
+    )
+    def test_segment_stands_for_a_user(self, segment: str, user: str) -> None:
+        assert decode_user_id(segment) == user
+
+    async def test_query_is_no_part_of_it(self, web: httpx.AsyncClient) -> None:
+        assert (await web.get("/health?a=%2F%25")).json()["path"] == "/health"
+
+    async def test_without_its_raw_form_stays(self) -> None:
+        scope = {"type": "http", "method": "GET", "path": "/api/a%b", "headers": []}
+        [seen] = await scopes_behind(RequestMiddleware, scope)
+        assert seen["path"] == "/api/a%b"
+
+    @pytest.mark.parametrize("kind", ["lifespan", "websocket"])
+    async def test_of_other_protocols_stays(self, kind: str) -> None:
+        scope = {"type": kind, "path": "/a", "raw_path": b"/a%2Fb", "headers": []}
+        assert await scopes_behind(RequestMiddleware, scope) == [scope]
+
+
+async def scopes_behind(middleware: type[RequestMiddleware], scope: Scope) -> list[Scope]:
+    """The scopes that reach an app behind the middleware."""
+    seen = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        seen.append(scope)
+
+    async def receive() -> Message:
+        raise AssertionError("nobody should read")
+
+    async def discard(_message: Message) -> None:
+        raise AssertionError("nobody should answer")
+
+    await middleware(app)(scope, receive, discard)
+    return seen
+
+
+async def preflight(
+    client: httpx.AsyncClient,
+    method: str = "GET",
+    *,
+    origin: str = ORIGIN,
+    headers: str | None = None,
+    path: str = "/api/alice/tasks",
+) -> httpx.Response:
+    sent = {"Origin": origin, "Access-Control-Request-Method": method}
+    if headers is not None:
+        sent["Access-Control-Request-Headers"] = headers
+    return await client.options(path, headers=sent)
+
+
+def listed(header: str) -> set[str]:
+    return {name.strip() for name in header.split(",")}
+
+
+class TestPreflight:
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("header", [*REQUEST_HEADERS, ",".join(REQUEST_HEADERS)])
+    async def test_allows_what_the_documents_name(
+        self, client: httpx.AsyncClient, method: str, header: str
+    ) -> None:
+        # Browsers send the names in lower case.
+        response = await preflight(client, method, headers=header.lower())
+        assert response.status_code == 200
+        assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert response.headers["access-control-allow-credentials"] == "true"
+        assert listed(response.headers["access-control-allow-methods"]) == set(METHODS)
+        allowed = listed(response.headers["access-control-allow-headers"].lower())
+        assert allowed >= listed(header.lower())
+        assert "Origin" in listed(response.headers["vary"])
+
+    async def test_needs_no_headers(self, client: httpx.AsyncClient) -> None:
+        assert (await preflight(client, "PATCH")).status_code == 200
+
+    @pytest.mark.parametrize(
+        "path", ["/api/alice/tasks", "/api/a%2Fb/tasks/1/complete", "/health", "/nowhere"]
+    )
+    async def test_needs_neither_token_nor_path(self, client: httpx.AsyncClient, path: str) -> None:
+        assert (await preflight(client, path=path)).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("method", "origin", "headers", "reason"),
+        [
+            ("GET", "https://evil.example", None, "origin"),
+            ("GET", "null", None, "origin"),
+            ("GET", "http://localhost:3001", None, "origin"),
+            ("GET", "https://localhost:3000", None, "origin"),
+            ("GET", "http://localhost:3000.evil.example", None, "origin"),
+            ("TRACE", ORIGIN, None, "method"),
+            ("get", ORIGIN, None, "method"),
+            ("GET", ORIGIN, "x-colour", "headers"),
+            ("GET", ORIGIN, "authorization, x-colour", "headers"),
+        ],
+    )
+    async def test_refuses_everything_else_in_json(
+        self,
+        client: httpx.AsyncClient,
+        method: str,
+        origin: str,
+        headers: str | None,
+        reason: str,
+    ) -> None:
+        response = await preflight(client, method, origin=origin, headers=headers)
+        assert response.status_code == 400
+        assert response.headers["content-type"] == "application/json"
+        assert response.json() == {"detail": f"Disallowed CORS {reason}"}
+        if reason == "origin":
+            assert "access-control-allow-origin" not in response.headers
+
+    @pytest.mark.parametrize("origin", [ORIGIN, "https://evil.example"])
+    async def test_has_what_every_response_has(
+        self, client: httpx.AsyncClient, origin: str
+    ) -> None:
+        response = await preflight(client, origin=origin)
+        assert response.headers["x-request-id"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["content-length"] == f"{len(response.content)}"
+
+
+class TestOrigins:
+    @every_request
+    async def test_allowed_one_may_read_every_response(
+        self, client: httpx.AsyncClient, name: str
+    ) -> None:
+        response = await send(client, name, {"Origin": ORIGIN})
+        assert response.headers.get_list("access-control-allow-origin") == [ORIGIN]
+        assert response.headers["access-control-allow-credentials"] == "true"
+        assert listed(response.headers["access-control-expose-headers"]) >= RESPONSE_HEADERS
+
+    @every_request
+    @pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+    async def test_other_ones_may_read_none(
+        self, client: httpx.AsyncClient, name: str, origin: str
+    ) -> None:
+        response = await send(client, name, {"Origin": origin})
+        assert "access-control-allow-origin" not in response.headers
+
+    @every_request
+    @pytest.mark.parametrize("origin", [ORIGIN, "https://evil.example", None])
+    async def test_every_response_varies_with_them(
+        self, client: httpx.AsyncClient, name: str, origin: str | None
+    ) -> None:
+        response = await send(client, name, {"Origin": origin} if origin else None)
+        assert "Origin" in listed(response.headers["vary"])
+
+    async def test_are_those_of_the_settings(
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ALLOWED_ORIGINS", "https://a.example/, https://b.example:8443")
+        for origin in ("https://a.example", "https://b.example:8443"):
+            assert (await preflight(client, origin=origin)).status_code == 200
+            response = await client.get("/health", headers={"Origin": origin})
+            assert response.headers["access-control-allow-origin"] == origin
+        assert (await preflight(client, origin=ORIGIN)).status_code == 400
+        response = await client.get("/health", headers={"Origin": ORIGIN})
+        assert "access-control-allow-origin" not in response.headers
+
+    async def test_are_not_asked_for_without_need(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Making the middleware reads no settings, and neither does a request of no browser."""
+        monkeypatch.delenv("BETTER_AUTH_SECRET")
+        transport = httpx.ASGITransport(RequestMiddleware(echo))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await client.get("/")).status_code == 200
+            monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET)
+            response = await client.get("/", headers={"Origin": ORIGIN})
+        assert response.headers["access-control-allow-origin"] == ORIGIN

@@ -1,0 +1,227 @@
+# [Task]: T056 [From]: specs/decisions.md
+"""POSTs that are repeated with an Idempotency-Key, on both databases."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from databases import execute, stored
+from support import Caller, assert_error, assert_invalid
+
+from kit.database.execute import Statement
+from kit.database.sql import utc_now
+from tasks.idempotency import KEY_LIFETIME
+
+MILK = {"title": "Buy milk", "description": "2 litres", "completed": True}
+KEYS = "SELECT idempotency_key FROM task ORDER BY id"
+
+
+async def post(
+    who: Caller, key: str = "a-key", body: dict[str, Any] | None = None
+) -> httpx.Response:
+    return await who.post(MILK if body is None else body, headers={"Idempotency-Key": key})
+
+
+def assert_replays(first: httpx.Response, *others: httpx.Response) -> None:
+    """Byte for byte, and with the same headers but for the one that says so."""
+    assert first.status_code == 201
+    assert "idempotency-replayed" not in first.headers
+    for answer in others:
+        assert (answer.status_code, answer.content) == (201, first.content)
+        assert answer.headers["idempotency-replayed"] == "true"
+        for name in ("location", "etag", "content-type"):
+            assert answer.headers[name] == first.headers[name]
+
+
+class TestReplay:
+    async def test_adds_nothing(self, alice: Caller) -> None:
+        first = await post(alice)
+        assert_replays(first, await post(alice), await post(alice))
+        assert (await alice.get()).json() == [first.json()]
+        assert (await alice.get(f"/{first.json()['id']}")).content == first.content
+
+    async def test_of_twenty_at_once_makes_one_task(self, alice: Caller) -> None:
+        answers = await asyncio.gather(*(post(alice) for _ in range(20)))
+        [first] = [one for one in answers if "idempotency-replayed" not in one.headers]
+        assert_replays(first, *(one for one in answers if one is not first))
+        assert (await alice.get()).json() == [first.json()]
+
+    async def test_of_the_same_body_in_other_words(self, alice: Caller) -> None:
+        first = await post(alice, body={"title": "Buy milk"})
+        same = {"completed": False, "description": None, "title": " Buy milk ", "id": 7}
+        assert_replays(first, await post(alice, body=same))
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {**MILK, "title": "Buy oats"},
+            {**MILK, "description": None},
+            {**MILK, "completed": False},
+        ],
+    )
+    async def test_of_another_body_is_422(self, alice: Caller, other: dict[str, Any]) -> None:
+        first = await post(alice)
+        refused = await post(alice, body=other)
+        assert_invalid(refused, "header", "Idempotency-Key")
+        assert [item["type"] for item in refused.json()["detail"]] == ["idempotency_key_reused"]
+        assert (await alice.get()).json() == [first.json()]
+        assert_replays(first, await post(alice))
+
+    async def test_of_a_task_that_was_changed_is_the_first_answer(self, alice: Caller) -> None:
+        first = await post(alice)
+        path = f"/{first.json()['id']}"
+        changed = await alice.put(path, {"title": "Buy oats", "description": None})
+        toggled = await alice.complete(first.json()["id"])
+        assert changed.json() != first.json()
+        assert_replays(first, await post(alice))
+        assert (await alice.get(path)).content == toggled.content
+
+    async def test_of_a_task_that_was_deleted_is_the_first_answer(
+        self, alice: Caller, database_url: str
+    ) -> None:
+        first = await post(alice)
+        path = f"/{first.json()['id']}"
+        assert (await alice.delete(path)).status_code == 204
+        assert_replays(first, await post(alice))
+        assert_invalid(await post(alice, body={"title": "x"}), "header", "Idempotency-Key")
+        assert (await alice.get()).json() == []
+        for answer in (
+            await alice.get(path),
+            await alice.put(path, {"title": "Back"}),
+            await alice.complete(first.json()["id"]),
+            await alice.delete(path),
+            await alice.request("DELETE", path, headers={"If-Match": first.headers["etag"]}),
+            await alice.request("DELETE", path, headers={"If-Match": "*"}),
+        ):
+            assert_error(answer, 404, "Task not found")
+        # What it said is gone.
+        for column in ("SELECT title FROM task", "SELECT coalesce(description, '') FROM task"):
+            assert await stored(database_url, column) == [""]
+
+    async def test_is_scoped_to_the_user(self, alice: Caller, bob: Caller) -> None:
+        answers = [await post(who, body={"title": who.user}) for who in (alice, bob)]
+        for who, answer in zip((alice, bob), answers, strict=True):
+            assert "idempotency-replayed" not in answer.headers
+            assert answer.json()["user_id"] == who.user
+            assert (await who.get()).json() == [answer.json()]
+
+    async def test_is_of_the_key_exactly(self, alice: Caller) -> None:
+        keys = ["k", "K", "k.", "kk", "~" * 255, "~" * 254, '"k"', "%6b", "k%", "k_"]
+        for key in keys:
+            assert "idempotency-replayed" not in (await post(alice, key)).headers
+        assert len((await alice.get()).json()) == len(keys)
+
+    async def test_needs_the_key(self, alice: Caller) -> None:
+        await post(alice)
+        for _ in range(2):
+            assert "idempotency-replayed" not in (await alice.post(MILK)).headers
+        assert len((await alice.get()).json()) == 3
+
+    async def test_of_what_was_refused_is_a_first_request(self, alice: Caller) -> None:
+        assert_invalid(await post(alice, body={"title": ""}), "body", "title")
+        first = await post(alice)
+        assert_replays(first, await post(alice))
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\tb", "é", "\x7f"])
+async def test_a_key_that_is_none_is_422(alice: Caller, key: str) -> None:
+    headers: Any = [
+        (b"Authorization", f"Bearer {alice.token}".encode()),
+        (b"Idempotency-Key", key.encode("latin-1")),
+    ]
+    answer = await alice._client.post(alice.tasks, headers=headers, json=MILK)
+    assert_invalid(answer, "header", "Idempotency-Key")
+    assert (await alice.get()).json() == []
+
+
+class TestDeletion:
+    async def test_with_if_match_of_a_task_with_a_key(self, alice: Caller) -> None:
+        first = await post(alice)
+        path = f"/{first.json()['id']}"
+        changed = await alice.complete(first.json()["id"])
+        for if_match, status in ((first, 412), (changed, 204), (changed, 404)):
+            sent = {"If-Match": if_match.headers["etag"]}
+            answer = await alice.request("DELETE", path, headers=sent)
+            assert answer.status_code == status
+        assert_replays(first, await post(alice))
+
+    async def test_leaves_nothing_of_what_is_a_day_old(
+        self, alice: Caller, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = [await post(alice, f"key-{n}", {"title": f"{n}"}) for n in range(4)]
+        await alice.delete(f"/{made[0].json()['id']}")
+        assert await stored(database_url, KEYS) == ["key-0", "key-1", "key-2", "key-3"]
+        tomorrow = utc_now() + KEY_LIFETIME + timedelta(seconds=1)
+        monkeypatch.setattr("routes.tasks.utc_now", lambda: tomorrow)
+        await alice.delete(f"/{made[1].json()['id']}")
+        assert await stored(database_url, KEYS) == ["key-0", "key-2", "key-3"]
+        # One that has to be kept clears away what need be no longer.
+        young = await post(alice, "key-4", {"title": "4"})
+        await alice.delete(f"/{young.json()['id']}")
+        assert await stored(database_url, KEYS) == ["key-2", "key-3", "key-4"]
+        assert_replays(made[2], await post(alice, "key-2", {"title": "2"}))
+
+    async def test_of_a_task_without_a_key_leaves_nothing(
+        self, alice: Caller, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        statements: list[Statement] = []
+        records = Statement.records
+
+        async def counted(self: Statement, *args: Any, **values: Any) -> Any:
+            statements.append(self)
+            return await records(self, *args, **values)
+
+        task = await alice.add()
+        monkeypatch.setattr(Statement, "records", counted)
+        assert (await alice.delete(f"/{task['id']}")).status_code == 204
+        assert len(statements) == 1
+        assert await stored(database_url, KEYS) == []
+
+    async def test_of_the_user_takes_all(self, alice: Caller, bob: Caller) -> None:
+        """What is kept for a key belongs to its user as any task does."""
+        first = await post(alice)
+        await alice.delete(f"/{first.json()['id']}")
+        bobs = await post(bob)
+        assert bobs.json()["id"] != first.json()["id"]
+        assert "idempotency-replayed" not in bobs.headers
+
+
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKS_PER_USER", "2")
+
+
+@pytest.fixture
+def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKS_PER_USER", "0")
+
+
+class TestLimit:
+    @pytest.mark.usefixtures("limited")
+    async def test_never_refuses_a_replay(self, alice: Caller) -> None:
+        first, second = [await post(alice, key) for key in ("first", "second")]
+        assert_error(await post(alice, "third"), 409, "Task limit reached")
+        assert_replays(first, await post(alice, "first"))
+        assert_replays(second, await post(alice, "second"))
+        await alice.delete(f"/{first.json()['id']}")
+        assert (await post(alice, "third")).status_code == 201
+        assert_replays(first, await post(alice, "first"))
+
+    @pytest.mark.usefixtures("unlimited")
+    async def test_may_be_none(self, alice: Caller) -> None:
+        first = await post(alice)
+        assert_replays(first, await post(alice))
+
+
+@pytest.mark.usefixtures("alice")
+async def test_key_is_unique_in_the_table(database_url: str) -> None:
+    """Whoever writes: the index is what two requests at once meet at."""
+    insert = (
+        "INSERT INTO task (user_id, title, created_at, updated_at, idempotency_key)"
+        " VALUES ('alice', 't', '2026-01-02', '2026-01-02', 'k');"
+    )
+    await execute(database_url, insert)
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await execute(database_url, insert)

@@ -1,0 +1,319 @@
+# [Task]: T052 [From]: specs/decisions.md
+"""Which tasks are listed, in which order, a page at a time, and a list that is known already."""
+
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from databases import on_one_database
+from support import Caller, assert_error, assert_invalid
+
+from kit.database.execute import Statement
+
+type Task = dict[str, Any]
+
+# In the order of their code points, which is that of no language.
+TITLES = ["10", "9", "A", "Z", "_", "a", "z", "~", "Ä", "ä", "İ", "ß", "\ufb03", "\U0001f600"]
+
+
+async def listed(who: Caller, **parameters: object) -> list[Task]:
+    response = await who.get(params=parameters)
+    assert response.status_code == 200, response.text
+    tasks: list[Task] = response.json()
+    return tasks
+
+
+async def pages(who: Caller, limit: int, **parameters: object) -> list[list[Task]]:
+    """All pages, followed by their cursors."""
+    found: list[list[Task]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        response = await who.get(params={**parameters, "limit": limit, **cursor})
+        assert response.status_code == 200, response.text
+        found.append(response.json())
+        if "x-next-cursor" not in response.headers:
+            assert "link" not in response.headers
+            return found
+        cursor = {"cursor": response.headers["x-next-cursor"]}
+
+
+def target_of(page: httpx.Response) -> str:
+    """Where its Link leads."""
+    match = re.fullmatch(r'<(.*)>; rel="next"', page.headers["link"])
+    assert match
+    return match[1]
+
+
+@pytest.fixture
+async def tasks(alice: Caller, bob: Caller) -> list[Task]:
+    """Alice's, in the order in which they were made; every third one is completed and every other
+    one was changed, the last of those first.
+    """
+    made = [
+        await alice.add(title, description=f"Number {n}", completed=n % 3 == 0)
+        for n, title in enumerate([*TITLES, *TITLES[:4]])
+    ]
+    await bob.add("Bob's", description="Number 1")
+    for task in made[::-2]:
+        changed = await alice.put(f"/{task['id']}", {"description": "Changed"})
+        task.update(changed.json())
+    return made
+
+
+def expected(
+    tasks: list[Task], sort: str = "created_at", order: str = "desc", completed: str | None = None
+) -> list[Task]:
+    found = [task for task in tasks if completed in (None, str(task["completed"]).lower())]
+    return sorted(found, key=lambda task: (task[sort], task["id"]), reverse=order == "desc")
+
+
+class TestFilters:
+    async def test_completed(self, alice: Caller, tasks: list[Task]) -> None:
+        for completed in ("true", "false"):
+            found = await listed(alice, completed=completed)
+            assert found == expected(tasks, completed=completed)
+            assert found
+
+    async def test_search_in_title_or_description(self, alice: Caller, bob: Caller) -> None:
+        milk = await alice.add("Buy MILK")
+        oats = await alice.add("Buy oats", description="for the milkman")
+        await alice.add("Buy tea")
+        await bob.add("Bob's milk")
+        assert await listed(alice, search="milk") == [oats, milk]
+        assert await listed(alice, search="buy milk") == [milk]
+        assert await listed(alice, search="milk oats") == []
+
+    @pytest.mark.parametrize("sign", ["%", "_", "*", "?", "[", "]", "\\", "^", "(", ".", "'", '"'])
+    async def test_search_takes_signs_as_they_are(self, alice: Caller, sign: str) -> None:
+        with_it = await alice.add(f"100{sign} sure")
+        await alice.add("100x sure")
+        await alice.add("100xx sure")
+        await alice.add("100 sure")
+        assert await listed(alice, search=f"00{sign} s") == [with_it]
+
+    async def test_search_of_any_length_that_is_allowed(self, alice: Caller) -> None:
+        task = await alice.add("i" * 200)
+        assert await listed(alice, search="I" * 200) == [task]
+        assert await listed(alice, search="i") == [task]
+
+    async def test_both(self, alice: Caller) -> None:
+        await alice.add("Buy milk")
+        done = await alice.add("Buy milk", completed=True)
+        await alice.add("Buy tea", completed=True)
+        assert await listed(alice, search="milk", completed="true") == [done]
+
+
+class TestOrder:
+    @pytest.mark.parametrize("order", ["asc", "desc"])
+    @pytest.mark.parametrize("sort", ["created_at", "updated_at", "title"])
+    async def test_is_the_same_on_every_database(
+        self, alice: Caller, tasks: list[Task], sort: str, order: str
+    ) -> None:
+        assert await listed(alice, sort=sort, order=order) == expected(tasks, sort, order)
+        found = await listed(alice, sort=sort, order=order, completed="false", search="changed")
+        changed = [task for task in tasks if task["description"] == "Changed"]
+        assert found == expected(changed, sort, order, "false")
+        assert found
+
+    async def test_is_descending_unless_asked_otherwise(
+        self, alice: Caller, tasks: list[Task]
+    ) -> None:
+        assert await listed(alice, sort="title") == expected(tasks, "title", "desc")
+        assert await listed(alice, order="asc") == expected(tasks, "created_at", "asc")
+
+
+class TestRefused:
+    @on_one_database
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("completed", "yes"),
+            ("completed", "1"),
+            ("completed", "True"),
+            ("completed", ""),
+            ("search", ""),
+            ("search", "x" * 201),
+            ("search", "a\0b"),
+            ("sort", "id"),
+            ("sort", "Title"),
+            ("sort", ""),
+            ("order", "up"),
+            ("order", "DESC"),
+            ("limit", "0"),
+            ("limit", "201"),
+            ("limit", "-1"),
+            ("limit", "1.0"),
+            ("limit", "+1"),
+            ("limit", "01"),
+            ("limit", " 1"),
+            ("limit", "1_0"),
+            ("limit", "ten"),
+            ("limit", "9" * 5000),
+            ("limit", ""),
+        ],
+    )
+    async def test_values(self, alice: Caller, name: str, value: str) -> None:
+        assert_invalid(await alice.get(params={name: value}), "query", name)
+
+    @on_one_database
+    async def test_what_is_no_utf_8(self, alice: Caller) -> None:
+        assert_invalid(await alice.get("?search=%ff"), "query", "search")
+
+    async def test_not_what_is_unknown(self, alice: Caller) -> None:
+        task = await alice.add()
+        assert await listed(alice, offset="1", page="2") == [task]
+
+
+class TestPages:
+    @pytest.mark.usefixtures("tasks")
+    @pytest.mark.parametrize("limit", [1, 4, 200])
+    @pytest.mark.parametrize("order", ["asc", "desc"])
+    @pytest.mark.parametrize("sort", ["created_at", "updated_at", "title"])
+    async def test_are_the_list_in_pieces(
+        self, alice: Caller, sort: str, order: str, limit: int
+    ) -> None:
+        for completed in (None, "false"):
+            those = {"sort": sort, "order": order}
+            if completed is not None:
+                those |= {"completed": completed, "search": "n"}
+            whole = await listed(alice, **those)
+            found = await pages(alice, limit, **those)
+            assert list(itertools.chain(*found)) == whole
+            assert all(len(page) == limit for page in found[:-1])
+            assert 0 < len(found[-1]) <= limit
+
+    async def test_end_where_the_list_does(self, alice: Caller) -> None:
+        assert (await pages(alice, 2)) == [[]]
+        for _ in range(4):
+            await alice.add()
+        assert [len(page) for page in await pages(alice, 2)] == [2, 2]
+
+    async def test_link_to_the_next_one(
+        self, alice: Caller, tasks: list[Task], client: httpx.AsyncClient
+    ) -> None:
+        query = "?limit=5&search=Number+%26%25&search=N&sort=title&order=asc&other=%C3%A4"
+        first = await alice.get(query)
+        target = target_of(first)
+        assert target.startswith("/api/alice/tasks?")
+        assert target.isascii()
+        assert first.headers["x-next-cursor"] in target
+        headers = {"Authorization": f"Bearer {alice.token}"}
+        second = await client.get(target, headers=headers)
+        assert (
+            first.json() + second.json()
+            == expected(
+                [task for task in tasks if "n" in (task["title"] + task["description"]).lower()],
+                "title",
+                "asc",
+            )[:10]
+        )
+
+    async def test_link_to_users_of_any_name(
+        self, caller: Callable[[str], Caller], client: httpx.AsyncClient
+    ) -> None:
+        user = caller("a/b|日本 100%")
+        made = [await user.add() for _ in range(2)]
+        first = await user.get(params={"limit": 1})
+        target = target_of(first)
+        headers = {"Authorization": f"Bearer {user.token}"}
+        assert (await client.get(target, headers=headers)).json() == [made[0]]
+
+    async def test_may_change_their_length(self, alice: Caller, tasks: list[Task]) -> None:
+        first = await alice.get(params={"limit": 2})
+        cursor = first.headers["x-next-cursor"]
+        rest = await listed(alice, limit=200, cursor=cursor)
+        assert first.json() + rest == expected(tasks)
+        assert await listed(alice, cursor=cursor) == rest
+
+    async def test_go_on_where_the_last_task_was(self, alice: Caller, tasks: list[Task]) -> None:
+        """Though that is gone by now, and others have come."""
+        first = await alice.get(params={"limit": 5})
+        await alice.delete(f"/{first.json()[-1]['id']}")
+        await alice.add("Newer")
+        rest = await listed(alice, limit=200, cursor=first.headers["x-next-cursor"])
+        assert first.json() + rest == expected(tasks)
+
+    @pytest.mark.usefixtures("tasks")
+    @pytest.mark.parametrize("sort", ["created_at", "updated_at", "title"])
+    async def test_take_one_statement_each(
+        self, alice: Caller, sort: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        statements = []
+        records = Statement.records
+
+        async def counted(self: Statement, *args: Any, **values: Any) -> Any:
+            statements.append(self)
+            return await records(self, *args, **values)
+
+        monkeypatch.setattr(Statement, "records", counted)
+        found = await pages(alice, 5, sort=sort, search="n", completed="false")
+        assert len(statements) == len(found) > 1
+
+
+class TestETag:
+    async def test_is_weak_and_changes_with_the_list(self, alice: Caller, bob: Caller) -> None:
+        tags = [(await alice.get()).headers["etag"]]
+        assert re.fullmatch(r'W/"[\x21\x23-\x7e]+"', tags[0])
+        task = await alice.add()
+        tags.append((await alice.get()).headers["etag"])
+        await alice.complete(task["id"])
+        tags.append((await alice.get()).headers["etag"])
+        await bob.add()
+        assert (await alice.get()).headers["etag"] == tags[-1]
+        await alice.put(f"/{task['id']}", {"title": task["title"]})
+        assert (await alice.get()).headers["etag"] == tags[-1]
+        await alice.delete(f"/{task['id']}")
+        assert (await alice.get()).headers["etag"] == tags[0]
+        assert len(set(tags)) == 3
+
+    @pytest.mark.usefixtures("tasks")
+    @pytest.mark.parametrize("form", ["{}", '{name}-gzip"', "*", '"other", {}', "{strong}"])
+    async def test_spares_a_list_that_is_known(self, alice: Caller, form: str) -> None:
+        for query in ("", "?completed=true", "?limit=3", "?limit=200&sort=title"):
+            known = await alice.get(query)
+            tag = known.headers["etag"]
+            sent = form.format(tag, name=tag[:-1], strong=tag.removeprefix("W/"))
+            answer = await alice.get(query, headers={"If-None-Match": sent})
+            assert (answer.status_code, answer.content) == (304, b"")
+            for name in ("etag", "link", "x-next-cursor", "cache-control", "vary"):
+                assert answer.headers.get(name) == known.headers.get(name)
+        await alice.add()
+        answer = await alice.get(
+            headers={"If-None-Match": (await alice.get("?limit=1")).headers["etag"]}
+        )
+        assert answer.status_code == 200
+
+    async def test_tells_pages_apart_that_go_on_from_those_that_do_not(self, alice: Caller) -> None:
+        older = await alice.add("Older")
+        newer = await alice.add("Newer")
+        first = await alice.get("?limit=1")
+        assert first.json() == [newer]
+        await alice.delete(f"/{older['id']}")
+        answer = await alice.get("?limit=1", headers={"If-None-Match": first.headers["etag"]})
+        assert (answer.status_code, answer.json()) == (200, [newer])
+        assert "x-next-cursor" not in answer.headers
+
+    @pytest.mark.usefixtures("tasks")
+    async def test_costs_no_second_statement(
+        self, alice: Caller, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        statements = []
+        records = Statement.records
+
+        async def counted(self: Statement, *args: Any, **values: Any) -> Any:
+            statements.append(self)
+            return await records(self, *args, **values)
+
+        tag = (await alice.get()).headers["etag"]
+        monkeypatch.setattr(Statement, "records", counted)
+        assert (await alice.get(headers={"If-None-Match": tag})).status_code == 304
+        assert len(statements) == 1
+
+
+async def test_a_forged_cursor_is_400(alice: Caller) -> None:
+    """What else is none, in test_paging.py."""
+    answer = await alice.get(params={"limit": 1, "cursor": "abc"})
+    assert_error(answer, 400, "Invalid cursor")

@@ -1,0 +1,158 @@
+# [Task]: T052 [From]: specs/decisions.md
+"""Cursors: good for the list they were given for, and for no other."""
+
+import base64
+from collections.abc import Callable
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from starlette.requests import Request
+from support import Caller, assert_error
+
+from errors import InvalidCursor
+from schemas import MAX_TASK_ID, ListQuery
+from settings import Settings, get_settings
+from tasks.paging import next_page, values_of
+
+NEWEST = {"id": 7, "created_at": "2026-01-31T09:00:00.000000Z", "title": "Buy\0 milk"}
+TITLED = {"id": MAX_TASK_ID, "title": 'é"\\/\n\U0001f600 ' * 10}
+
+
+def request(query: bytes = b"", root_path: str = "") -> Request:
+    return Request({"type": "http", "query_string": query, "root_path": root_path, "headers": []})
+
+
+def cursor_of(query: ListQuery, last: dict[str, object], user: str = "alice") -> str:
+    return next_page(request(), query, user, last)["X-Next-Cursor"]
+
+
+def refused(query: ListQuery, cursor: str, user: str = "alice") -> bool:
+    with pytest.raises(InvalidCursor):
+        values_of(query.model_copy(update={"cursor": cursor}), user)
+    return True
+
+
+class TestCursor:
+    def test_brings_back_the_place(self) -> None:
+        query = ListQuery(sort="title", limit=1)
+        cursor = cursor_of(query, TITLED)
+        assert cursor.isascii()
+        assert not set(cursor) & set("+/=&?% ")
+        found = values_of(ListQuery(sort="title", limit=9, cursor=cursor), "alice")
+        assert found == {"title": TITLED["title"], "task_id": MAX_TASK_ID}
+
+    def test_is_bound_to_user_filters_and_order(self) -> None:
+        query = ListQuery(completed=True, search="milk", sort="created_at", order="asc")
+        cursor = cursor_of(query, NEWEST)
+        values_of(query.model_copy(update={"cursor": cursor}), "alice")
+        assert refused(query, cursor, user="bob")
+        others: list[dict[str, object]] = [
+            {"completed": False},
+            {"completed": None},
+            {"search": "MILK"},
+            {"search": None},
+            {"sort": "updated_at"},
+            {"sort": "title"},
+            {"order": "desc"},
+        ]
+        assert all(refused(query.model_copy(update=other), cursor) for other in others)
+
+    def test_that_was_changed_anywhere_is_none(self) -> None:
+        query = ListQuery(sort="title")
+        cursor = cursor_of(query, TITLED)
+        for at, letter in enumerate(cursor):
+            assert refused(query, cursor[:at] + ("B" if letter == "A" else "A") + cursor[at + 1 :])
+            assert refused(query, cursor[:at])
+        for other in (cursor + "=", cursor + "A", cursor + "\n", " " + cursor, cursor + "é"):
+            assert refused(query, other)
+
+    @pytest.mark.parametrize(
+        "place",
+        [
+            b"",
+            b"null",
+            b"[]",
+            b'["2026-01-31T09:00:00.000000Z"]',
+            b'["2026-01-31T09:00:00.000000Z", "1"]',
+            b'["2026-01-31T09:00:00.000000Z", 0]',
+            b'["2026-01-31T09:00:00.000000Z", 9223372036854775808]',
+            b'["9999-99-99T09:00:00.000000Z", 1]',
+            b'["0001-01-01T00:00:00+14:00", 1]',
+            b'["a\\u0000b", 1]',
+            b'["\\ud800", 1]',
+            b"[" * 100_000,
+        ],
+    )
+    def test_made_by_hand_is_none(self, place: bytes) -> None:
+        made = base64.urlsafe_b64encode(b"x" * 12 + place).decode().rstrip("=")
+        assert refused(ListQuery(), made)
+        assert refused(ListQuery(sort="title"), made)
+
+    @pytest.mark.parametrize("text", ["", "a", "null", "é", "%", "a b", "A" * 50_000])
+    def test_of_any_text_is_none(self, text: str) -> None:
+        assert refused(ListQuery(), text)
+
+    def test_is_of_one_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cursor = cursor_of(ListQuery(), NEWEST)
+        values_of(ListQuery(cursor=cursor), "alice")
+        other = Settings(better_auth_secret=SecretStr("another secret of 32 bytes, at least"))
+        monkeypatch.setattr("tasks.paging.get_settings", lambda: other)
+        assert refused(ListQuery(), cursor)
+
+    def test_stays_good_while_the_secret_is_changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cursor = cursor_of(ListQuery(), NEWEST)
+        today = SecretStr("another secret of 32 bytes, at least")
+        before = get_settings().better_auth_secret
+        both = Settings(better_auth_secret=today, better_auth_secret_previous=before)
+        monkeypatch.setattr("tasks.paging.get_settings", lambda: both)
+        assert values_of(ListQuery(cursor=cursor), "alice")
+        # From here on they are signed with the one of today.
+        assert cursor_of(ListQuery(), NEWEST) != cursor
+
+    def test_is_of_one_database_where_there_is_no_secret(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def published_keys_alone(password: str) -> Settings:
+            url = SecretStr(f"postgresql://tasks:{password}@db.example.com/tasks")
+            return Settings(better_auth_url="https://auth.example.com", database_url=url)
+
+        monkeypatch.setattr("tasks.paging.get_settings", lambda: published_keys_alone("a"))
+        cursor = cursor_of(ListQuery(), NEWEST)
+        assert values_of(ListQuery(cursor=cursor), "alice")
+        monkeypatch.setattr("tasks.paging.get_settings", lambda: published_keys_alone("b"))
+        assert refused(ListQuery(), cursor)
+
+
+class TestNextPage:
+    def test_links_below_the_path_a_proxy_has_cut_off(self) -> None:
+        query = ListQuery(limit=1)
+        headers = next_page(request(b"limit=1", "/v1"), query, "a/b", NEWEST)
+        assert headers["Link"] == (
+            f'</v1/api/a%2Fb/tasks?limit=1&cursor={headers["X-Next-Cursor"]}>; rel="next"'
+        )
+
+    def test_replaces_the_cursor_that_was_sent(self) -> None:
+        headers = next_page(request(b"cursor=old&limit=1"), ListQuery(limit=1), "alice", NEWEST)
+        assert "old" not in headers["Link"]
+
+
+class TestAnothersCursor:
+    async def test_tells_nothing(
+        self, caller: Callable[[str], Caller], alice: Caller, bob: Caller
+    ) -> None:
+        for who in (alice, bob):
+            for n in range(3):
+                await who.add(f"{who.user} {n}")
+        cursors: dict[str, str] = {}
+        for who in (alice, bob):
+            response: httpx.Response = await who.get(params={"limit": 1})
+            cursors[who.user] = response.headers["x-next-cursor"]
+        for cursor in cursors.values():
+            assert_error(
+                await caller("carol").get(params={"limit": 1, "cursor": cursor}),
+                400,
+                "Invalid cursor",
+            )
+        answer = await bob.get(params={"limit": 1, "cursor": cursors["alice"]})
+        assert_error(answer, 400, "Invalid cursor")

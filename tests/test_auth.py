@@ -1,0 +1,416 @@
+# [Task]: T017 [From]: specs/requirements.md
+"""Whom a token lets in, what the others are told, and that nothing else is looked at before.
+
+What a good token is, is told in tests/kit/test_tokens.py.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import httpx
+import pytest
+from databases import on_one_database
+from fastapi import Depends, FastAPI
+from made_tokens import (
+    CHALLENGES,
+    EXPIRED,
+    GOOD,
+    INVALID,
+    MISSING,
+    ask,
+    assert_verdict,
+    tasks_of,
+    token,
+)
+from starlette.types import Message, Receive
+from support import Caller, assert_error, sign
+
+from main import app
+from middleware.auth import verify_user_access
+
+# --- The header -------------------------------------------------------------------------------
+
+# `{}` stands for a good token.
+AUTHORIZATIONS: dict[str, tuple[list[str], str]] = {
+    "absent": ([], MISSING),
+    "empty": ([""], MISSING),
+    "a space": ([" "], MISSING),
+    "Bearer alone": (["Bearer"], MISSING),
+    "Bearer and a space": (["Bearer "], MISSING),
+    "Bearer and spaces": (["Bearer    "], MISSING),
+    "Basic": (["Basic YWxpY2U6c2VjcmV0"], MISSING),
+    "Basic and a token": (["Basic {}"], MISSING),
+    "JWT and a token": (["JWT {}"], MISSING),
+    "a longer scheme": (["Bearers {}"], MISSING),
+    "a colon": (["Bearer:{}"], MISSING),
+    "a tab": (["Bearer\t{}"], MISSING),
+    "no space": (["Bearer{}"], MISSING),
+    "no scheme": (["{}"], MISSING),
+    "a token before the scheme": (["{} Bearer"], MISSING),
+    "twice the same": (["Bearer {}", "Bearer {}"], MISSING),
+    "a good one and a bad one": (["Bearer {}", "Bearer x"], MISSING),
+    "a bad one and a good one": (["Bearer x", "Bearer {}"], MISSING),
+    "an empty one and a good one": (["", "Bearer {}"], MISSING),
+    "a good one and Basic": (["Bearer {}", "Basic YWxpY2U6c2VjcmV0"], MISSING),
+    "Bearer": (["Bearer {}"], GOOD),
+    "bearer": (["bearer {}"], GOOD),
+    "BEARER": (["BEARER {}"], GOOD),
+    "bEaReR": (["bEaReR {}"], GOOD),
+    "two spaces": (["Bearer  {}"], GOOD),
+    "a word": (["Bearer x"], INVALID),
+    "Bearer twice": (["Bearer Bearer {}"], INVALID),
+}
+
+
+@on_one_database
+class TestAuthorizationHeader:
+    @pytest.mark.parametrize(("values", "verdict"), AUTHORIZATIONS.values(), ids=AUTHORIZATIONS)
+    async def test_is_one_bearer_token(
+        self, client: httpx.AsyncClient, values: list[str], verdict: str
+    ) -> None:
+        good = sign("alice")
+        assert_verdict(await ask(client, *(value.format(good) for value in values)), verdict)
+
+    @pytest.mark.parametrize("name", ["token", "access_token", "authorization", "jwt"])
+    async def test_has_no_substitute_in_the_query(
+        self, client: httpx.AsyncClient, name: str
+    ) -> None:
+        for value in (sign("alice"), f"Bearer {sign('alice')}"):
+            response = await client.get("/api/alice/tasks", params={name: value})
+            assert_verdict(response, MISSING)
+
+    @pytest.mark.parametrize(
+        "name", ["token", "access_token", "Authorization", "better-auth.session_token"]
+    )
+    async def test_has_no_substitute_in_a_cookie(
+        self, client: httpx.AsyncClient, name: str
+    ) -> None:
+        cookie = {"Cookie": f"{name}={sign('alice')}"}
+        assert_verdict(await client.get("/api/alice/tasks", headers=cookie), MISSING)
+
+    async def test_has_no_substitute_in_a_body(self, client: httpx.AsyncClient) -> None:
+        response = await client.post(
+            "/api/alice/tasks", data={"access_token": sign("alice"), "title": "Buy milk"}
+        )
+        assert_verdict(response, MISSING)
+
+    @pytest.mark.parametrize("name", ["Proxy-Authorization", "X-Authorization", "X-Access-Token"])
+    async def test_has_no_substitute_in_another_header(
+        self, client: httpx.AsyncClient, name: str
+    ) -> None:
+        headers = {name: f"Bearer {sign('alice')}"}
+        assert_verdict(await client.get("/api/alice/tasks", headers=headers), MISSING)
+
+
+# --- The six operations -----------------------------------------------------------------------
+
+OPERATIONS = {
+    "list": ("GET", ""),
+    "create": ("POST", ""),
+    "get": ("GET", "/{}"),
+    "update": ("PUT", "/{}"),
+    "delete": ("DELETE", "/{}"),
+    "complete": ("PATCH", "/{}/complete"),
+}
+BODIES = {"create": {"title": "Mine"}, "update": {"title": "Mine"}, "complete": {"completed": True}}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An input that a caller who may pass would be told is wrong."""
+
+    statuses: set[int]
+    content: bytes = b'{"title":"Buy milk","completed":true}'
+    media_type: str = "application/json"
+    task_id: str = "1"
+
+
+MISTAKES = {
+    "malformed JSON": Mistake({422}, content=b'{"title":'),
+    "not an object": Mistake({422}, content=b"[1]"),
+    "not JSON's content type": Mistake({415, 422}, media_type="text/plain"),
+    "an oversized body": Mistake({413}, content=b'{"title":"' + b"x" * 65536 + b'"}'),
+    "a malformed task id": Mistake({404, 422}, task_id="0x1"),
+    "a task id with a NUL": Mistake({404, 422}, task_id="1%00"),
+    "a task id beyond 64 bits": Mistake({404, 422}, task_id=str(2**63)),
+}
+
+
+async def send(
+    client: httpx.AsyncClient, operation: str, mistake: Mistake, bearer: str | None
+) -> httpx.Response:
+    method, path = OPERATIONS[operation]
+    headers = {"Content-Type": mistake.media_type}
+    if bearer is not None:
+        headers["Authorization"] = f"Bearer {bearer}"
+    return await client.request(
+        method,
+        tasks_of("alice") + path.format(mistake.task_id),
+        content=mistake.content,
+        headers=headers,
+    )
+
+
+def matters(operation: str, mistake: Mistake) -> bool:
+    """Whether the operation looks at what is wrong."""
+    return operation in BODIES if mistake.task_id == "1" else "{}" in OPERATIONS[operation][1]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+class TestEveryOperation:
+    @on_one_database
+    async def test_asks_for_a_token_before_all_else(
+        self, client: httpx.AsyncClient, operation: str
+    ) -> None:
+        for mistake in MISTAKES.values():
+            assert_verdict(await send(client, operation, mistake, None), MISSING)
+
+    @on_one_database
+    async def test_refuses_a_forged_token_before_all_else(
+        self, client: httpx.AsyncClient, operation: str
+    ) -> None:
+        for mistake in MISTAKES.values():
+            forged = token(secret="another secret, quite as long as ours is")
+            assert_verdict(await send(client, operation, mistake, forged), INVALID)
+
+    @on_one_database
+    async def test_refuses_an_expired_token_before_all_else(
+        self, client: httpx.AsyncClient, operation: str
+    ) -> None:
+        for mistake in MISTAKES.values():
+            response = await send(client, operation, mistake, sign("alice", exp=1))
+            assert_verdict(response, EXPIRED)
+
+    @on_one_database
+    async def test_refuses_another_user_before_it_looks_at_the_input(
+        self, client: httpx.AsyncClient, operation: str
+    ) -> None:
+        for mistake in MISTAKES.values():
+            response = await send(client, operation, mistake, sign("bob"))
+            assert_error(response, 403, "Access denied")
+            assert "www-authenticate" not in response.headers
+
+    async def test_tells_the_owner_what_is_wrong_with_the_input(
+        self, client: httpx.AsyncClient, operation: str
+    ) -> None:
+        for mistake in MISTAKES.values():
+            response = await send(client, operation, mistake, sign("alice"))
+            expected = mistake.statuses if matters(operation, mistake) else {200, 201, 404}
+            assert response.status_code in expected, response.text
+
+    async def test_leaves_a_foreign_task_alone(
+        self, client: httpx.AsyncClient, alice: Caller, operation: str
+    ) -> None:
+        task = await alice.add()
+        method, path = OPERATIONS[operation]
+        response = await client.request(
+            method,
+            alice.tasks + path.format(task["id"]),
+            json=BODIES.get(operation),
+            headers={"Authorization": f"Bearer {sign('bob')}"},
+        )
+        assert_error(response, 403, "Access denied")
+        assert (await alice.get()).json() == [task]
+
+    async def test_lets_the_owner_pass(self, alice: Caller, operation: str) -> None:
+        task = await alice.add()
+        method, path = OPERATIONS[operation]
+        response = await alice.request(method, path.format(task["id"]), json=BODIES.get(operation))
+        assert response.is_success, response.text
+
+    @on_one_database
+    @pytest.mark.parametrize("bearer", ["none", "forged", "another user's"])
+    @pytest.mark.usefixtures("client")
+    async def test_reads_no_body_before_its_verdict(self, operation: str, bearer: str) -> None:
+        async def receive() -> Message:
+            pytest.fail("the body was read")
+
+        authorization = {
+            "none": [],
+            "forged": [f"Bearer {token(secret='wrong')}"],
+            "another user's": [f"Bearer {sign('bob')}"],
+        }[bearer]
+        start, _ = await drive(operation, authorization, receive)
+        assert start["status"] == (403 if bearer == "another user's" else 401)
+
+    @pytest.mark.usefixtures("client")
+    async def test_reads_an_owner_s_body_where_it_takes_one(self, operation: str) -> None:
+        chunks: list[Message] = [
+            {"type": "http.request", "body": b'{"title":', "more_body": True},
+            {"type": "http.request", "body": b"", "more_body": False},
+        ]
+
+        async def receive() -> Message:
+            return chunks.pop(0)
+
+        start, _ = await drive(operation, [f"Bearer {sign('alice')}"], receive)
+        assert (start["status"], len(chunks)) == {
+            "list": (200, 2),
+            "create": (422, 0),
+            "get": (404, 2),
+            "update": (422, 0),
+            "delete": (404, 2),
+            "complete": (422, 0),
+        }[operation]
+
+
+async def drive(operation: str, authorization: list[str], receive: Receive) -> list[Message]:
+    """What the app sends for a chunked request of this operation on Alice's tasks."""
+    method, path = OPERATIONS[operation]
+    path = "/api/alice/tasks" + path.format(1)
+    headers = [
+        (b"host", b"test"),
+        (b"content-type", b"application/json"),
+        (b"transfer-encoding", b"chunked"),
+        *((b"authorization", value.encode()) for value in authorization),
+    ]
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 1234),
+        "server": ("test", 80),
+    }
+    await app(scope, receive, send)
+    return sent
+
+
+class TestAccessDenied:
+    async def test_says_the_same_whatever_exists(
+        self, client: httpx.AsyncClient, alice: Caller
+    ) -> None:
+        task = await alice.add()
+        paths = [
+            alice.tasks,
+            tasks_of("nobody"),
+            f"{alice.tasks}/{task['id']}",
+            f"{alice.tasks}/{task['id'] + 1}",
+            f"{tasks_of('nobody')}/{task['id']}",
+            f"{tasks_of('nobody')}/0",
+            tasks_of("x" * 256),
+            tasks_of("\0"),
+        ]
+        answers = []
+        for path in paths:
+            response = await client.get(path, headers={"Authorization": f"Bearer {sign('bob')}"})
+            assert_error(response, 403, "Access denied")
+            del response.headers["x-request-id"]
+            answers.append((response.content, response.headers.raw))
+        assert answers[0][0] == b'{"detail":"Access denied"}'
+        assert answers == answers[:1] * len(paths)
+
+    @pytest.mark.parametrize(
+        ("sub", "path"),
+        [
+            ("alice", "Alice"),
+            ("Alice", "alice"),
+            ("alice", "alice%20"),
+            ("alice", "%20alice"),
+            ("alice", "alic%65%00"),
+            ("alice", "al%69ce%2F"),
+            ("alice", "%2561lice"),
+            ("%61lice", "%61lice"),
+            ("caf\u00e9", "cafe%CC%81"),
+            ("a/b", "a%252Fb"),
+            ("1", "01"),
+            ("1", "%EF%BC%91"),
+        ],
+        ids=ascii,
+    )
+    async def test_meets_an_id_that_only_looks_alike(
+        self, client: httpx.AsyncClient, sub: str, path: str
+    ) -> None:
+        headers = {"Authorization": f"Bearer {sign(sub)}"}
+        own = await client.get(tasks_of(sub), headers=headers)
+        assert_verdict(own, GOOD)
+        response = await client.get(f"/api/{path}/tasks", headers=headers)
+        assert_error(response, 403, "Access denied")
+
+
+class TestMissingToken:
+    async def test_is_told_without_an_error_code(self, client: httpx.AsyncClient) -> None:
+        response = await client.get("/api/alice/tasks")
+        assert response.status_code == 401
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.content == b'{"detail":"Missing authorization token"}'
+
+
+class TestInvalidToken:
+    async def test_is_told_with_an_error_code(self, client: httpx.AsyncClient) -> None:
+        response = await ask(client, "Bearer x")
+        assert response.status_code == 401
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["www-authenticate"] == (
+            'Bearer error="invalid_token", error_description="Invalid token"'
+        )
+        assert response.content == b'{"detail":"Invalid token"}'
+
+
+class TestExpiredToken:
+    async def test_is_told_apart(self, client: httpx.AsyncClient) -> None:
+        response = await ask(client, f"Bearer {sign('alice', exp=1)}")
+        assert response.status_code == 401
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["www-authenticate"] == (
+            'Bearer error="invalid_token", error_description="Token has expired"'
+        )
+        assert response.content == b'{"detail":"Token has expired"}'
+
+    async def test_says_nothing_of_whose_it_was(self, client: httpx.AsyncClient) -> None:
+        assert_verdict(await ask(client, f"Bearer {sign('bob', exp=1)}", user="alice"), EXPIRED)
+
+
+class TestAnotherApp:
+    """Any FastAPI app may guard its own endpoints with verify_user_access."""
+
+    @pytest.mark.parametrize(
+        ("authorization", "status", "detail"),
+        [
+            (None, 401, MISSING),
+            ("Bearer a.b.c", 401, INVALID),
+            (f"Bearer {sign('alice', exp=1)}", 401, EXPIRED),
+            (f"Bearer {sign('bob')}", 403, "Access denied"),
+        ],
+        ids=["none", "invalid", "expired", "another's"],
+    )
+    async def test_answers_what_the_service_answers(
+        self, authorization: str | None, status: int, detail: str
+    ) -> None:
+        async with mounted_elsewhere() as http:
+            headers = {"Authorization": authorization} if authorization else {}
+            response = await http.get("/of/alice", headers=headers)
+        assert_error(response, status, detail)
+        assert response.headers.get("www-authenticate") == CHALLENGES.get(detail)
+
+    async def test_lets_the_user_in(self) -> None:
+        async with mounted_elsewhere() as http:
+            headers = {"Authorization": f"Bearer {sign('alice')}"}
+            assert (await http.get("/of/alice", headers=headers)).json() == "alice"
+
+
+@asynccontextmanager
+async def mounted_elsewhere() -> AsyncIterator[httpx.AsyncClient]:
+    app = FastAPI()
+
+    @app.get("/of/{user_id}")
+    async def endpoint(user: Annotated[str, Depends(verify_user_access)]) -> str:
+        return user
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield http

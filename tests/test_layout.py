@@ -1,0 +1,54 @@
+# [Task]: T105 [From]: specs/design.md
+"""The layout: which module may import which (specs/design.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# What is the service, from the top down: each may import what comes after it.
+LAYERS = (
+    ("main", "serve"),
+    ("routes",),
+    ("tasks", "middleware", "db"),
+    ("schemas", "errors", "models"),
+    ("kit",),
+    ("settings",),
+)
+LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(
+    path.relative_to(ROOT)
+    for name in LEVELS
+    for path in ([ROOT / f"{name}.py"] if (ROOT / f"{name}.py").exists() else [])
+    + list((ROOT / name).rglob("*.py"))
+)
+
+
+def imported(path: Path) -> set[str]:
+    """The packages and modules of this repository that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names} & LEVELS.keys()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_run_one_way(path: Path) -> None:
+    level = LEVELS[path.parts[0].removesuffix(".py")]
+    assert {name for name in imported(path) if LEVELS[name] < level} == set()
+
+
+def test_kit_knows_nothing_of_the_service() -> None:
+    kit = [path for path in MODULES if path.parts[0] == "kit"]
+    assert len(kit) > 20
+    assert set().union(*map(imported, kit)) <= {"kit", "settings"}
+
+
+def test_top_level_is_what_a_developer_changes() -> None:
+    there = {path.stem for path in ROOT.glob("*.py")}
+    machinery = {"server", "connections"}  # Until the server does what they do.
+    assert there - machinery == {"main", "settings", "models", "schemas", "db", "errors", "serve"}

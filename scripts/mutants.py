@@ -2,7 +2,7 @@
 """Change one place of the sources at a time, and see whether a test tells: `make mutants`.
 
 A mutant is judged by the tests that mirror its module, in a copy of the repository. It prints
-those that no test noticed; specs/mutants.md says of each why that may be.
+those that no test noticed.
 """
 
 import argparse

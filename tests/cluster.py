@@ -36,7 +36,7 @@ SETTINGS: Mapping[str, object] = MappingProxyType(
 )
 
 
-# docs/scaling.md has the same, online.
+# docs/citus.md has the same, online.
 DISTRIBUTE = """
     ALTER TABLE task DROP CONSTRAINT task_pkey, ADD PRIMARY KEY (user_id, id);
     SELECT create_distributed_table('task', 'user_id');

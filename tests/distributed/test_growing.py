@@ -1,5 +1,5 @@
 # [Task]: T050 [From]: specs/requirements.md
-"""The SQL of docs/scaling.md: from a table on one server to one on several, under load."""
+"""The SQL of docs/citus.md: from a table on one server to one on several, under load."""
 
 import asyncio
 import re
@@ -25,9 +25,8 @@ def cluster() -> Iterator[Cluster]:
 
 def steps() -> list[list[str]]:
     """The statements of the document, by block."""
-    document = (ROOT / "docs" / "scaling.md").read_text()
-    section = document.partition("\n## Several servers\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
+    document = (ROOT / "docs" / "citus.md").read_text()
+    blocks = re.findall(r"```sql\n(.*?)```", document, re.DOTALL)
     return [block.removesuffix(";\n").split(";\n") for block in blocks]
 
 

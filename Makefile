@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help run token migrate test coverage mutants faults distributed soak e2e fuzz container client
+.PHONY: help run token migrate test mutants faults distributed soak e2e fuzz container client
 .PHONY: bench bench-growth bench-biglist bench-migration bench-distributed check format clean
 
 help: ## list these commands
@@ -33,22 +33,16 @@ run: $(BIN)/.ready .env ## start the service on SQLite, and print a curl line to
 token: $(BIN)/.ready .env ## print a token for development (USER=demo)
 	@$(BIN)/python -m scripts.dev token "$(USER)"
 
-test: $(BIN)/.ready ## run the whole suite, on SQLite and on a real PostgreSQL
-	@# Three at a time, each with a PostgreSQL of its own. Time is what some tests are about: what a busy
-	@# machine made fail is run once more, alone.
-	$(BIN)/pytest -n 3 --dist loadscope || $(BIN)/pytest --last-failed --last-failed-no-failures=none
-
-coverage: $(BIN)/.ready ## the same suite, and which lines and branches of the sources it has not run
-	$(BIN)/pytest -n 3 --dist loadscope --cov --cov-report=term-missing || \
-		$(BIN)/pytest --last-failed --last-failed-no-failures=none
+test: $(BIN)/.ready ## run the tests, on SQLite and on a real PostgreSQL (COVERAGE=1: with coverage)
+	@# Three processes, each with a PostgreSQL of its own.
+	scripts/test.sh -n3 --dist=loadscope $(if $(COVERAGE),--cov --cov-report=term-missing)
 
 mutants: $(BIN)/.ready ## change 120 places of the sources, one at a time, and see whether a test tells
 	$(BIN)/python -m scripts.mutants
 
 faults: $(BIN)/.ready ## break the database, the network and the process; installs PgBouncer if need be
 	tests/faults/install.sh
-	@# Time is the fault in many of these: what a busy machine made fail is run once more, alone.
-	$(BIN)/pytest tests/faults || $(BIN)/pytest tests/faults --last-failed
+	scripts/test.sh tests/faults
 
 # The contract's tests, and those of a cluster.
 DISTRIBUTED := tests/distributed tests/test_isolation.py \
@@ -58,9 +52,7 @@ DISTRIBUTED := tests/distributed tests/test_isolation.py \
 
 distributed: $(BIN)/.ready ## test on a real Citus cluster; installs it if need be
 	tests/distributed/install.sh
-	@# As with the faults: what a busy machine made fail is run once more, alone.
-	TEST_DATABASES=citus $(BIN)/pytest $(DISTRIBUTED) || \
-		TEST_DATABASES=citus $(BIN)/pytest $(DISTRIBUTED) --last-failed
+	TEST_DATABASES=citus scripts/test.sh $(DISTRIBUTED)
 
 soak: $(BIN)/.ready ## ten minutes of load and random faults, every write accounted for (SECONDS=600)
 	$(BIN)/python tests/faults/soak.py --seconds $(SECONDS)
@@ -69,8 +61,8 @@ e2e: $(BIN)/.ready ## test with a real Better Auth in a real browser; installs C
 	tests/e2e/install.sh
 	$(UV) run --locked --group e2e pytest tests/e2e
 
-fuzz: $(BIN)/.ready ## throw some 20,000 requests at it that schemathesis makes of the OpenAPI document
-	$(UV) run --locked --group fuzz pytest --timeout=1200 tests/fuzz
+fuzz: $(BIN)/.ready ## send some 20,000 requests that schemathesis makes of the OpenAPI document (QUICK=1: 2,000)
+	QUICK=$(QUICK) $(UV) run --locked --group fuzz pytest --timeout=1200 tests/fuzz
 
 container: $(BIN)/.ready ## make the image step by step in a bare Debian, and run it; needs root
 	tests/container/install.sh

@@ -1,8 +1,8 @@
 # [Task]: T051 [From]: specs/decisions.md
-"""Several hosts of one database: which to connect to, and how it comes out that it is another now.
+"""Several hosts of one database: connects to the one that fits, and follows a failover (D22).
 
-asyncpg asks one host after the other, within one timeout: a host that swallows packets uses it up.
-What a URL says of its hosts is read in urls.py.
+asyncpg asks the hosts in turn within one timeout, so a host that swallows packets uses it up.
+urls.py reads the hosts of a URL.
 """
 
 import asyncio
@@ -19,28 +19,28 @@ from kit.database.failures import DRIVER_ERRORS
 
 logger = logging.getLogger("tasks.db")
 
-# Seconds a host may be silent before the next one is asked as well.
+# Seconds without an answer from a host before the next one is asked as well.
 STAGGER = 0.25
-# Seconds a statement may take before it is asked where the database is now.
+# Seconds after which a statement is late, and the primary is looked for.
 LATE = 0.5
-# Seconds a connection is used that would rather be to a standby.
+# Seconds to read from the primary before a standby is looked for again.
 MAKESHIFT = 300.0
 
 type Host = tuple[str, int]
 
 
 class Linked(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection to one of several hosts, which has the others asked when a statement is late."""
+    """A connection to one of several hosts. It looks for the primary when a statement is late."""
 
     hosts: "Hosts"
     host: Host
     ends_at = float("inf")
-    # Whether a statement is under way that is not late.
+    # True while a statement runs that is not late yet.
     is_in_time = False
 
     @property
     def is_to_be_moved(self) -> bool:
-        """Whether a new connection would be, or might be, to a host that fits better."""
+        """Whether a new connection might go to a host that fits better."""
         return self.host != self.hosts.current or time.monotonic() > self.ends_at
 
     async def fetch(self, query: str, *arguments: Any) -> Any:
@@ -53,16 +53,16 @@ class Linked(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
             timer.cancel()
 
     def was_read_only(self) -> None:
-        """A write has been refused. Where to go is asked; until there is a place, reads go on."""
-        self.hosts.wonder(self)
+        """A write was refused: look for the primary. Reads go on until it is found."""
+        self.hosts.look_for_primary(self)
 
     def _is_late(self) -> None:
         self.is_in_time = False
-        self.hosts.wonder(self)
+        self.hosts.look_for_primary(self)
 
 
 class Hosts:
-    """Connects to whichever host fits, and leads what is connected to another one there."""
+    """Connects to the host that fits, and closes connections to other hosts after a failover."""
 
     def __init__(self) -> None:
         self.current: Host | None = None
@@ -71,9 +71,9 @@ class Hosts:
         self._search: asyncio.Task[None] | None = None
 
     async def connect(self, **options: Any) -> Linked:
-        """As asyncpg.connect, with lists of hosts and ports. Raises what that raises.
+        """Like asyncpg.connect, with lists of hosts and ports. Raises what that raises.
 
-        The host that fitted last is asked first. `timeout` is for all of them together.
+        The host that fitted last is asked first. `timeout` covers all hosts together.
         """
         self._options = options
         hosts = list(zip(options["host"], options["port"], strict=True))
@@ -85,17 +85,17 @@ class Hosts:
         self._move_to(connection.host)
         return connection
 
-    def wonder(self, connection: Linked) -> None:
-        """It is of no use just now: is the database elsewhere?"""
+    def look_for_primary(self, connection: Linked) -> None:
+        """Find out whether another host is the primary now: this connection is of no use."""
         if connection.host != self.current:
             connection.terminate()
         elif self._search is None or self._search.done():
-            self._search = asyncio.create_task(self._look_around())
+            self._search = asyncio.create_task(self._connect_once())
 
-    async def _look_around(self) -> None:
+    async def _connect_once(self) -> None:
         with suppress(*DRIVER_ERRORS):
             (await self.connect(**self._options)).terminate()
-        await asyncio.sleep(STAGGER)  # Not again at once, whatever was found.
+        await asyncio.sleep(STAGGER)  # A pause between two searches.
 
     def _move_to(self, host: Host) -> None:
         if host == self.current:
@@ -106,7 +106,7 @@ class Hosts:
         for connection in list(self._connections):
             if connection.is_closed() or connection.host == host:
                 continue
-            # What is under way may still end well. Its connection is not used again.
+            # A statement in time may still succeed. Its connection is not used again.
             if not (connection.is_in_time or connection.is_in_transaction()):
                 connection.terminate()
 
@@ -125,8 +125,8 @@ async def _preferred(hosts: Iterable[Host], options: Mapping[str, Any]) -> Linke
 async def _first_that_fits(hosts: Iterable[Host], options: Mapping[str, Any]) -> Linked:
     """The first connection that is what target_session_attrs asks for.
 
-    The next host is asked when the last has said no, or has been silent for a while. As long as one
-    is silent, the others are asked again, since one of them may be promoted meanwhile.
+    The next host is asked when the last has refused or has been silent for a while. While one is
+    silent, the others are asked again, because one of them may be promoted meanwhile.
     """
     refusals: dict[Host, BaseException] = {}
     asked: dict[asyncio.Task[Linked], Host] = {}
@@ -145,7 +145,7 @@ async def _first_that_fits(hosts: Iterable[Host], options: Mapping[str, Any]) ->
                         return task.result()
                     refusals[asked.pop(task)] = refusal
             if not asked:
-                # That a standby is one says less than why there is no primary.
+                # A refusal by a standby says less than the reason why there is no primary.
                 raise min(refusals.values(), key=_is_misfit)
     finally:
         for task in asked:

@@ -3,7 +3,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from json.encoder import encode_basestring as _json
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +21,7 @@ from pydantic_core import PydanticCustomError
 # pydantic wants this TypedDict rather than typing's for total=False fields with metadata.
 from typing_extensions import TypedDict
 
+from kit.database.sql import Instant
 from kit.paths import CONTROLS, USER_ID_LENGTH, OrAbsent, decode_user_id
 from models import DESCRIPTION_LENGTH, TITLE_LENGTH
 
@@ -183,8 +183,8 @@ class TaskPublic(BaseModel):
     title: str
     description: str | None
     completed: bool
-    created_at: datetime
-    updated_at: datetime
+    created_at: Instant
+    updated_at: Instant
 
     model_config = ConfigDict(
         json_schema_extra={

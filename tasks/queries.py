@@ -282,7 +282,9 @@ COMPLETE = _update(_completed)
 _expired = _task.created_at < bindparam("expired", type_=UTCDateTime())
 DELETE = _change(delete(TASK_TABLE).where(or_(not_(HAS_KEY), _expired)), _task.id)
 EMPTY = _change(
-    update(TASK_TABLE).values(title="", description=None, completed=False, deleted_at=_now),
+    update(TASK_TABLE).values(
+        title="", description=None, completed=False, updated_at=_now, deleted_at=_now
+    ),
     _task.deleted_at,
 )
 FORGET = Statement(delete(TASK_TABLE).where(_owner, IS_DELETED, _expired).returning(_task.id))

@@ -1,6 +1,7 @@
 # [Task]: T020 [From]: specs/requirements.md
 """The two tables through SQLModel's own async session, the clock, and what statements may touch."""
 
+import json
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -9,17 +10,20 @@ from typing import Any
 import asyncpg
 import pytest
 from databases import execute, new, opened
+from pydantic import TypeAdapter
 from sqlalchemy import String, bindparam, cast, literal, literal_column, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlmodel import SQLModel, col, delete
+from sqlalchemy.orm import aliased
+from sqlmodel import SQLModel, col, delete, union, update
 from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 from statements import STATEMENTS, VALUES
 
 from kit.database.database import Session
 from kit.database.sql import UTCDateTime, advance, rfc3339, utc_now
-from models import DESCRIPTION_LENGTH, IDEMPOTENCY_KEY_LENGTH, TITLE_LENGTH, Task, User
+from models import DESCRIPTION_LENGTH, IDEMPOTENCY_KEY_LENGTH, TASK_TABLE, TITLE_LENGTH, Task, User
+from schemas import TaskPublic, tasks_json
 from tasks.queries import COMPLETE, CREATE
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -92,9 +96,9 @@ class TestTask:
         assert (task.user_id, task.title) == ("alice", "Buy milk")
         assert task.description is None
         assert task.completed is False
-        for instant in (task.created_at, task.updated_at):
-            assert instant.utcoffset() == timedelta(0)
-            assert before <= instant <= utc_now()
+        assert task.created_at.utcoffset() == timedelta(0)
+        assert before <= task.created_at <= utc_now()
+        assert task.updated_at == task.created_at
 
     async def test_is_kept_with_every_value(self, session: AsyncSession) -> None:
         instant = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -108,12 +112,12 @@ class TestTask:
             "updated_at": instant + timedelta(microseconds=1),
             "idempotency_key": "~" * IDEMPOTENCY_KEY_LENGTH,
             "idempotency_mark": bytes(range(24)),
-            "deleted_at": instant + timedelta(microseconds=2),
+            "deleted_at": None,
         }
         await saved(session, Task(**values))
         session.expunge_all()
         [task] = (await session.exec(select_entities(Task))).all()
-        assert task.model_dump() == values
+        assert {name: getattr(task, name) for name in values} == values
 
     @pytest.mark.parametrize("missing", ["user_id", "title"])
     async def test_needs_an_owner_and_a_title(self, session: AsyncSession, missing: str) -> None:
@@ -197,6 +201,92 @@ class TestTask:
 
     def test_refers_to_no_other_table(self) -> None:
         assert SQLModel.metadata.tables["task"].foreign_keys == set()
+
+
+async def by_attribute(_session: AsyncSession, task: Task, title: str) -> None:
+    task.title = title
+
+
+async def by_entity(session: AsyncSession, task: Task, title: str) -> None:
+    await session.exec(update(Task).where(col(Task.id) == task.id).values(title=title))
+
+
+async def by_table(session: AsyncSession, task: Task, title: str) -> None:
+    change = update(TASK_TABLE).where(TASK_TABLE.c.id == task.id).values(title=title)
+    await (await session.connection()).execute(change)
+
+
+# Each finds the titles of tasks.
+SELECTS: dict[str, Any] = {
+    "entities": select(Task).with_only_columns(col(Task.title)),
+    "an alias": select(col(aliased(Task).title)),
+    "a subquery": select(select(Task).subquery().c.title),
+    "a column": select(col(Task.title)).where(col(Task.id).in_(select(col(Task.id)))),
+    "a union": union(select(col(Task.title)), select(col(Task.title))),
+    "the table": select(TASK_TABLE.c.title),
+    "a join": select(TASK_TABLE.c.title).select_from(
+        TASK_TABLE.join(User, col(User.id) == TASK_TABLE.c.user_id, isouter=True)
+    ),
+}
+
+
+class TestORM:
+    """What the table promises holds for whoever writes it."""
+
+    @pytest.mark.parametrize("change", [by_attribute, by_entity, by_table])
+    async def test_every_change_moves_updated_at(self, session: AsyncSession, change: Any) -> None:
+        ahead = utc_now() + timedelta(days=1)
+        for created_at in (utc_now(), ahead):  # Written by a clock that is ahead of this one, too.
+            task = await saved(session, Task(user_id="alice", title="0", created_at=created_at))
+            for title in "123":
+                before = task.updated_at
+                await change(session, task, title)
+                await session.commit()
+                await session.refresh(task)
+                assert task.title == title
+                assert task.updated_at > before
+
+    async def test_a_change_to_the_same_value_is_none(self, session: AsyncSession) -> None:
+        task = await saved(session, Task(user_id="alice", title="same"))
+        before = task.updated_at
+        task.title = "same"
+        await session.commit()
+        await session.refresh(task)
+        assert task.updated_at == before
+
+    async def test_a_changed_task_needs_no_refresh(self, engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            await connection.run_sync(SQLModel.metadata.create_all)
+        async with AsyncSession(engine, expire_on_commit=False) as session:
+            task = Task(user_id="alice", title="first")
+            session.add(task)
+            await session.commit()
+            before = task.updated_at
+            task.title = "second"
+            await session.commit()
+            assert task.updated_at > before
+
+    @pytest.mark.parametrize("find", SELECTS.values(), ids=SELECTS)
+    async def test_finds_no_tombstones(self, session: AsyncSession, find: Any) -> None:
+        dead = Task(id=1, user_id="alice", title="dead", deleted_at=utc_now())
+        session.add_all([dead, Task(id=2, user_id="alice", title="alive")])
+        await session.commit()
+        session.expunge_all()
+        assert (await session.exec(find)).scalars().all() == ["alive"]
+        assert await session.get(Task, 1) is None
+        for change in (update(Task).values(title="changed"), delete(Task)):
+            assert (await session.exec(change)).rowcount == 1
+        assert await values_of(session, "SELECT title FROM task") == ["dead"]
+
+    async def test_json_has_what_clients_see(self, session: AsyncSession) -> None:
+        new = Task(user_id="alice", title="t", created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+        new.idempotency_key, new.idempotency_mark = "k", b"\xff"
+        task = await saved(session, new)
+        seen = [(task.id, "alice", "t", None, False, *["2026-01-02T03:04:05.000000Z"] * 2)]
+        expected = json.loads(tasks_json(seen))
+        assert json.loads(TypeAdapter(list[Task]).dump_json([task])) == expected
+        public = TaskPublic.model_validate(task, from_attributes=True)
+        assert [json.loads(public.model_dump_json())] == expected
 
 
 class TestUser:

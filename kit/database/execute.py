@@ -162,7 +162,12 @@ class _Compiled:
         compiled = statement.compile(dialect=dialect)
         self.sql = str(compiled)
         self._run = _RUN[dialect.name]
+        if compiled.insert_prefetch:
+            names = ", ".join(column.name for column in compiled.insert_prefetch)
+            raise TypeError(f"a Statement computes no defaults: give {names} in its values()")
         self._literals = {name: b.value for name, b in compiled.binds.items() if not b.required}
+        # Computed for each execution, such as the time in Task.updated_at's `onupdate`.
+        self._computed = {n: b.callable for n, b in compiled.binds.items() if b.callable}
         self._arguments: list[tuple[str, Converter | None]] = []
         for name in compiled.positiontup or ():
             bind_type = compiled.binds[name].type.dialect_impl(dialect)
@@ -175,6 +180,8 @@ class _Compiled:
 
     async def fetch(self, connection: Any, values: Mapping[str, object]) -> Sequence[Record]:
         values = {**self._literals, **values}
+        if self._computed:
+            values |= {name: compute() for name, compute in self._computed.items()}
         arguments = [
             values[name] if convert is None else convert(values[name])
             for name, convert in self._arguments

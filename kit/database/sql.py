@@ -3,8 +3,9 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import PlainSerializer, WithJsonSchema
 from sqlalchemy import (
     DateTime,
     Dialect,
@@ -83,14 +84,23 @@ class RFC3339(TypeDecorator[str]):
         coltype: object,  # noqa: ARG002  # A part of the interface.
     ) -> Callable[[datetime | None], str] | None:
         # In place of process_result_value, around which SQLAlchemy puts a function of its own.
-        return None if dialect.name == "sqlite" else _written
+        return None if dialect.name == "sqlite" else rfc3339_text
 
 
-def _written(instant: datetime | None) -> str:
+def rfc3339_text(instant: datetime | None) -> str:
+    """The instant as clients see it: UTC with six digits of a second."""
     if instant is None or instant.tzinfo is None:  # Infinity, to which asyncpg gives no zone.
         return ""
     # Without its zone it is written in two thirds of the time.
     return f"{instant.astimezone(UTC).replace(tzinfo=None).isoformat('T', 'microseconds')}Z"
+
+
+# An instant in a model: a datetime in Python, and in JSON the text that clients see.
+Instant = Annotated[
+    datetime,
+    PlainSerializer(rfc3339_text, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 
 
 class rfc3339(FunctionElement[str]):  # named as a SQL function would be

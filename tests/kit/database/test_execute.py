@@ -21,7 +21,7 @@ from databases import (
     stored,
 )
 from faults.proxy import Proxy
-from sqlalchemy import event, func, select
+from sqlalchemy import bindparam, event, func, insert, select, update
 from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -29,7 +29,7 @@ from db import open_database
 from kit.database.database import Database, Session
 from kit.database.execute import Statement
 from kit.database.pool import pool_of
-from kit.database.sql import utc_now
+from kit.database.sql import rfc3339_text, utc_now
 from kit.errors import DatabaseUnavailable, StatementTimeout
 from models import TASK_TABLE, Task
 from schemas import TaskPublic
@@ -434,3 +434,29 @@ class TestProbes:
             raise TimeoutError
         await asyncio.gather(*(database.serves() for _ in range(20)))
         assert len(asked) == 2
+
+
+class TestDefaults:
+    """Those of the table's columns, in a Statement that an endpoint adds."""
+
+    async def test_an_update_moves_updated_at(self, database: Database) -> None:
+        touch = Statement(
+            update(TASK_TABLE)
+            .where(TASK_TABLE.c.id == bindparam("task_id"))
+            .values(title=bindparam("new_title"))
+            .returning(TASK_TABLE.c.updated_at)
+        )
+        [task] = await CREATE.rows(Session(database), **new("first"))
+        versions = [
+            (await touch.rows(Session(database), task_id=task["id"], new_title="x"))[0][
+                "updated_at"
+            ]
+            for _ in range(3)
+        ]
+        assert versions == sorted(set(versions))
+        assert rfc3339_text(versions[0]) > task["updated_at"]
+
+    async def test_an_insert_must_name_what_has_a_default(self, database: Database) -> None:
+        add = Statement(insert(TASK_TABLE).values(user_id="alice", title="x"))
+        with pytest.raises(TypeError, match="created_at, updated_at"):
+            await add.rows(Session(database))

@@ -93,9 +93,12 @@ class Person:
         self.ask_to_add(title, description)
         expect(self.message).to_have_text(f"Added “{title}”.")
 
-    def edit(self, title: str, *, new_title: str, description: str) -> None:
+    def open_editor(self, title: str) -> Locator:
         self.page.get_by_role("button", name=f"Edit {title}").click()
-        form = self.page.get_by_role("form", name="Edit task")
+        return self.page.get_by_role("form", name="Edit task")
+
+    def edit(self, title: str, *, new_title: str, description: str) -> None:
+        form = self.open_editor(title)
         form.get_by_label("Title").fill(new_title)
         form.get_by_label("Description").fill(description)
         form.get_by_role("button", name="Save").click()
@@ -130,6 +133,43 @@ class Person:
             };
         }"""
         self.page.add_init_script(f"({script})({json.dumps([route, token, always])})")
+
+    def lose_answer(self, method: str) -> None:
+        """The next request with this method is done, but the page never learns of it."""
+        self._replace_fetch("throw new TypeError('Failed to fetch');", method)
+
+    def hold_answer(self, method: str) -> None:
+        """From the next page load on, the first such answer waits for `release_answer`."""
+        wait = "await new Promise((resolve) => (window.release = resolve));"
+        self._replace_fetch(wait, method, at_load=True)
+
+    def release_answer(self) -> None:
+        self.page.evaluate("window.release()")
+
+    def _replace_fetch(self, then: str, method: str, *, at_load: bool = False) -> None:
+        script = f"""(() => {{
+            const realFetch = window.fetch;
+            let done = false;
+            window.fetch = async (url, options) => {{
+                const response = await realFetch(url, options);
+                if (done || options?.method !== "{method}") return response;
+                done = true;
+                {then}
+                return response;
+            }};
+        }})()"""
+        if at_load:
+            self.page.add_init_script(script)
+        else:
+            self.page.evaluate(script)
+
+    def second_tab(self) -> "Person":
+        """The same person, in another tab of the same browser."""
+        tab = Person(
+            self.page.context.new_page(), self.site_url, self.api_url, self.kind, self.name
+        )
+        tab.open()
+        return tab
 
     # What the browser reports.
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+import pytest
 from playwright.sync_api import Browser, expect
 from support import sign
 
@@ -235,6 +236,128 @@ class TestOutages:
             expect(ada.page.get_by_role("heading")).to_have_text(["Tasks"])
         ada.page.get_by_role("button", name="Try again").click()
         ada.sees("Before")
+
+
+@pytest.mark.parametrize("kind", ["EdDSA"], indirect=True)
+class TestLostAndLateAnswers:
+    """What the service guarantees, used by the page: nothing is made twice, nothing is lost."""
+
+    def test_a_task_whose_answer_was_lost_is_added_once(self, ada: Person) -> None:
+        ada.lose_answer("POST")
+        ada.ask_to_add("Buy milk", "Two litres")
+        expect(ada.message).to_contain_text(UNREACHABLE)
+        ada.page.get_by_role("button", name="Add task").click()
+        expect(ada.message).to_have_text("Added “Buy milk”.")
+        ada.sees("Buy milk")
+        ada.add("Buy milk")
+        ada.page.reload()
+        ada.sees("Buy milk", "Buy milk")
+
+    def test_a_task_that_was_rewritten_after_its_answer_was_lost_is_asked_about(
+        self, ada: Person
+    ) -> None:
+        ada.lose_answer("POST")
+        ada.ask_to_add("Buy milk")
+        expect(ada.message).to_contain_text(UNREACHABLE)
+        ada.ask_to_add("Buy oat milk")
+        expect(ada.message).to_contain_text("The task is in the list as you first sent it.")
+        ada.sees("Buy milk")
+        ada.page.get_by_role("button", name="Add task").click()
+        ada.sees("Buy oat milk", "Buy milk")
+
+    @pytest.mark.parametrize("method", ["GET", "PUT"])
+    def test_a_change_whose_answer_was_lost_is_saved_once_more(
+        self, ada: Person, method: str
+    ) -> None:
+        ada.add("Buy milk")
+        form = ada.open_editor("Buy milk")
+        form.get_by_label("Title").fill("Buy oats ")
+        ada.lose_answer(method)
+        form.get_by_role("button", name="Save").click()
+        expect(ada.message).to_contain_text(UNREACHABLE)
+        form.get_by_role("button", name="Save").click()
+        expect(ada.message).to_have_text("Saved “Buy oats”.")
+        ada.sees("Buy oats")
+
+    @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+    def test_what_was_done_without_an_answer_is_done_again(self, ada: Person, method: str) -> None:
+        ada.add("Buy milk")
+        ada.lose_answer(method)
+        for message in (UNREACHABLE, "“Buy milk”."):
+            if method == "PATCH":
+                ada.tick("Buy milk")
+            else:
+                ada.agree()
+                ada.page.get_by_role("button", name="Delete Buy milk").click()
+            expect(ada.message).to_contain_text(message)
+        if method == "DELETE":
+            ada.sees()
+        else:
+            expect(ada.task("Buy milk").get_by_role("checkbox")).to_be_checked()
+
+    def test_a_late_list_takes_nothing_away(self, ada: Person) -> None:
+        ada.add("Before")
+        ada.hold_answer("GET")
+        ada.page.reload()
+        ada.add("After")
+        ada.sees("After", "Before")
+        ada.release_answer()
+        ada.delete("Before")
+        ada.sees("After")
+
+
+@pytest.mark.parametrize("kind", ["EdDSA"], indirect=True)
+class TestTwoTabs:
+    @pytest.fixture
+    def tab(self, ada: Person) -> Person:
+        """Has the same task in its list."""
+        ada.add("Buy milk", "Two litres")
+        return ada.second_tab()
+
+    def test_that_change_different_fields_lose_neither(self, ada: Person, tab: Person) -> None:
+        form = ada.open_editor("Buy milk")
+        tab.edit("Buy milk", new_title="Buy milk", description="One litre")
+        tab.tick("Buy milk")
+        expect(tab.message).to_have_text("Completed “Buy milk”.")
+        form.get_by_label("Title").fill("Buy oat milk")
+        form.get_by_role("button", name="Save").click()
+        expect(ada.message).to_have_text("Saved “Buy oat milk”.")
+        expect(ada.task("Buy oat milk")).to_contain_text("One litre")
+        expect(ada.task("Buy oat milk").get_by_role("checkbox")).to_be_checked()
+
+    @pytest.mark.parametrize(
+        ("choice", "kept"), [("Save mine", "Buy rice"), ("Use this version", "Buy oats")]
+    )
+    def test_that_change_the_same_field_get_a_choice(
+        self, ada: Person, tab: Person, choice: str, kept: str
+    ) -> None:
+        form = ada.open_editor("Buy milk")
+        tab.edit("Buy milk", new_title="Buy oats", description="One litre")
+        form.get_by_label("Title").fill("Buy rice")
+        form.get_by_role("button", name="Save").click()
+        expect(ada.message).to_contain_text("Choose which version to keep.")
+        expect(form.get_by_text("Buy oats")).to_be_visible()
+        form.get_by_role("button", name=choice).click()
+        ada.sees(kept)
+        ada.page.reload()
+        ada.sees(kept)
+        expect(ada.task(kept)).to_contain_text("One litre")
+
+    def test_drop_what_the_other_has_deleted(self, ada: Person, tab: Person) -> None:
+        ada.add("Buy oats")
+        tab.page.reload()
+        for title in ("Buy milk", "Buy oats"):
+            tab.delete(title)
+        ada.tick("Buy oats")
+        expect(ada.message).to_have_text("This task was deleted elsewhere.")
+        ada.sees("Buy milk")
+        form = ada.open_editor("Buy milk")
+        form.get_by_label("Title").fill("Buy rice")
+        form.get_by_role("button", name="Save").click()
+        expect(ada.message).to_contain_text("What you typed is in the form above.")
+        ada.sees()
+        ada.page.get_by_role("button", name="Add task").click()
+        ada.sees("Buy rice")
 
 
 class TestCORS:

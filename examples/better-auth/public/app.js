@@ -1,7 +1,17 @@
 // [Task]: T030 [From]: specs/requirements.md
 // The page: what is shown, and what the user does. How the task API is called stands in tasks.js.
 
-import { Failure, OtherUser, SignedOut, Tasks, fetchToken, reach } from "./tasks.js";
+import {
+  Conflict,
+  Failure,
+  Gone,
+  KeyUsed,
+  OtherUser,
+  SignedOut,
+  Tasks,
+  fetchToken,
+  reach,
+} from "./tasks.js";
 
 const $ = (selector, within = document) => within.querySelector(selector);
 const KIND = "token-kind";
@@ -9,6 +19,8 @@ const KIND = "token-kind";
 let apiUrl;
 let user = null; // Better Auth's user, while signed in.
 let tasks = null; // That user's Tasks.
+let addKey = null; // What the form was sent with, until its answer is definite.
+let changes = 0; // An answer to a list that was asked for before the last of them is out of date.
 let silence; // The timer that takes good news away again.
 
 // Signing up, in and out.
@@ -47,7 +59,7 @@ async function enter(newUser) {
 }
 
 function leave(view = "sign-in") {
-  user = tasks = null;
+  user = tasks = addKey = null;
   $("#list ul").replaceChildren();
   for (const form of document.querySelectorAll("form")) form.reset();
   show(view);
@@ -62,9 +74,11 @@ function show(view) {
 // The tasks.
 
 async function list() {
+  const before = changes;
   const mine = tasks;
   const all = await mine.list();
   if (mine !== tasks) return; // Signed out meanwhile.
+  if (before !== changes) return list();
   $("#list ul").replaceChildren(...all.map(item));
   $("#list").hidden = false;
   count();
@@ -77,25 +91,25 @@ function item(task) {
   const draw = () => {
     li.classList.toggle("completed", task.completed);
     box.checked = task.completed;
+    $(".title", li).textContent = task.title;
+    $(".description", li).textContent = task.description ?? "";
+    $(".edit", li).ariaLabel = `Edit ${task.title}`;
+    $(".delete", li).ariaLabel = `Delete ${task.title}`;
   };
-  $(".title", li).textContent = task.title;
-  $(".description", li).textContent = task.description ?? "";
   $("time", li).dateTime = task.created_at;
   $("time", li).textContent = new Date(task.created_at).toLocaleString(undefined, {
     dateStyle: "medium",
     timeStyle: "short",
   });
-  $(".edit", li).ariaLabel = `Edit ${task.title}`;
-  $(".delete", li).ariaLabel = `Delete ${task.title}`;
   draw();
 
   box.addEventListener("change", async () => {
     await attempt(box, async () => {
-      task = await tasks.complete(task.id, box.checked);
+      task = await unlessGone(li, tasks.complete(task.id, box.checked));
       tell(task.completed ? `Completed “${task.title}”.` : `“${task.title}” is open again.`);
     });
     draw(); // What the service says, whatever was clicked.
-    count();
+    listChanged();
   });
   $(".edit", li).addEventListener("click", () => {
     tell("");
@@ -107,13 +121,27 @@ function item(task) {
     if (!confirm(`Delete “${task.title}”? It can’t be brought back.`)) return;
     attempt(li, async () => {
       await tasks.delete(task.id);
-      li.remove();
-      count();
-      $("#list-heading").focus();
+      drop(li);
       tell(`Deleted “${task.title}”.`);
     });
   });
   return li;
+}
+
+/** The answer about a task, whose row is dropped if the task is gone. */
+async function unlessGone(li, answer) {
+  try {
+    return await answer;
+  } catch (error) {
+    if (error instanceof Gone) drop(li);
+    throw error;
+  }
+}
+
+function drop(li) {
+  li.remove();
+  listChanged();
+  $("#list-heading").focus();
 }
 
 function editor(task) {
@@ -122,25 +150,55 @@ function editor(task) {
   const close = (newTask) => {
     const shown = item(newTask);
     li.replaceWith(shown);
+    listChanged();
     $(".edit", shown).focus();
   };
-  form.elements.title.value = task.title;
-  form.elements.description.value = task.description ?? "";
+  const inputs = ["title", "description"].map((name) => form.elements[name]);
+  for (const input of inputs) input.value = task[input.name] ?? "";
   onSubmit(form, async (fields) => {
-    const saved = await tasks.edit(task.id, withoutBlank(fields));
-    close(saved);
-    tell(`Saved “${saved.title}”.`);
+    const edited = inputs.filter((input) => input.value !== shownIn(input, task));
+    const all = withoutBlank(fields);
+    const changes = Object.fromEntries(edited.map(({ name }) => [name, all[name]]));
+    try {
+      const saved = await unlessGone(li, tasks.edit(task, changes));
+      close(saved);
+      tell(`Saved “${saved.title}”.`);
+    } catch (error) {
+      if (error instanceof Conflict) offerChoice(error.current, changes);
+      if (!(error instanceof Gone)) throw error;
+      for (const { name, value } of inputs) $("#add").elements[name].value ||= value;
+      throw new Gone("This task was deleted elsewhere. What you typed is in the form above.");
+    }
   });
-  $(".cancel", li).addEventListener("click", () => close(task));
+  /** From here on, saving replaces what the task is now; nothing that the user typed is lost. */
+  const offerChoice = (current, changes) => {
+    task = current;
+    for (const input of inputs) if (!(input.name in changes)) input.value = current[input.name] ?? "";
+    $(".theirs-title", li).textContent = current.title;
+    $(".theirs-description", li).textContent = current.description ?? "";
+    $(".conflict", li).hidden = false;
+    $(".save", li).textContent = "Save mine";
+  };
+  $(".theirs", li).addEventListener("click", () => {
+    close(task);
+    tell(`Kept “${task.title}”.`);
+  });
+  const cancel = () => form.ariaBusy === "true" || close(task);
+  $(".cancel", li).addEventListener("click", cancel);
   li.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") close(task);
+    if (event.key === "Escape") cancel();
   });
   return li;
 }
 
-/** An empty text field means no description. */
+/** A task's field as its input shows it, which may not keep every line break. */
+function shownIn(input, task) {
+  return Object.assign(input.cloneNode(), { value: task[input.name] ?? "" }).value;
+}
+
+/** What the service makes of a form: no white space around the title, no empty description. */
 function withoutBlank({ title, description }) {
-  return { title, description: description || null };
+  return { title: title.trim(), description: description || null };
 }
 
 function count() {
@@ -148,6 +206,11 @@ function count() {
   const done = document.querySelectorAll("#list .completed").length;
   $("#count").textContent = all ? `${done} of ${all} done` : "";
   $("#empty").hidden = all > 0;
+}
+
+function listChanged() {
+  changes++;
+  count();
 }
 
 // What the user does, and what becomes of it.
@@ -207,11 +270,23 @@ onSubmit($("#sign-up form"), async (fields) => {
 });
 
 onSubmit($("#add"), async (fields) => {
-  const task = await tasks.add(withoutBlank(fields));
-  if ($("#list").hidden) await list(); // It could not be had before.
-  else $("#list ul").prepend(item(task));
-  count();
+  addKey ??= crypto.randomUUID();
+  let added;
+  try {
+    added = await tasks.add(withoutBlank(fields), addKey);
+  } catch (error) {
+    if (error.isDefinite) addKey = null;
+    if (!(error instanceof KeyUsed)) throw error;
+    await list();
+    throw new Failure("The task is in the list as you first sent it. Add this one, too?");
+  }
+  const { task, replayed } = added;
+  addKey = null;
   $("#add").reset();
+  // What an earlier request added may be listed already, and changed since. Or there is no list yet.
+  if (replayed || $("#list").hidden) await list();
+  else $("#list ul").prepend(item(task));
+  listChanged();
   $("#add input").focus();
   tell(`Added “${task.title}”.`);
 });

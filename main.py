@@ -54,6 +54,12 @@ app = TaskAPI(
     title="Task API",
     description="Keeps the tasks of a web frontend's users.",
     version="1.0.0",
+    license_info={"name": "MIT", "identifier": "MIT"},
+    servers=[{"url": "/", "description": "The server that this document comes from"}],
+    openapi_tags=[
+        {"name": "tasks", "description": "A user's own tasks, with the user's token"},
+        {"name": "health", "description": "For uptime probes and balancers, without a token"},
+    ],
     lifespan=lifespan,
     redirect_slashes=False,
     # FastAPI's pages of documentation load their scripts from other hosts.

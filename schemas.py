@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     StrictBool,
     StringConstraints,
+    WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
 
@@ -48,6 +49,16 @@ Title = Annotated[
         # No NUL, which PostgreSQL can't keep, and not white space alone.
         pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
     ),
+    # Clients that validate see the text before it is stripped, so its bounds are no schema's.
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "pattern": r"^[^\u0000]*$",
+            "description": f"1 to {TITLE_LENGTH} characters, without surrounding white space, "
+            "which is stripped",
+        }
+    ),
 ]
 
 Description = Annotated[
@@ -73,7 +84,7 @@ class TaskCreate(BaseModel):
 
     title: Title
     description: Description | None = None
-    completed: StrictBool = False
+    completed: Annotated[StrictBool, Field(description="`false` if absent")] = False
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"title": "Buy milk", "description": "2 litres"}}
@@ -84,7 +95,7 @@ class TaskUpdate(TypedDict, total=False):
     """What to change; an absent member stays as it is, `"description": null` clears it."""
 
     __pydantic_config__ = ConfigDict(  # type: ignore[misc]  # where pydantic looks for it
-        json_schema_extra={"example": {"title": "Buy oat milk", "description": None}}
+        json_schema_extra={"example": {"title": "Buy oat milk", "completed": True}}
     )
 
     title: Title
@@ -178,7 +189,7 @@ class ListQuery(BaseModel):
 class TaskPublic(BaseModel):
     """A task as every endpoint returns it."""
 
-    id: Annotated[int, Field(ge=1, lt=MAX_TASK_ID + 1)]
+    id: Annotated[int, Field(json_schema_extra={"format": "int64"})]
     user_id: str
     title: str
     description: str | None
@@ -192,7 +203,7 @@ class TaskPublic(BaseModel):
                 "id": 1,
                 "user_id": "alice",
                 "title": "Buy milk",
-                "description": None,
+                "description": "2 litres",
                 "completed": False,
                 "created_at": "2026-01-31T09:00:00.000000Z",
                 "updated_at": "2026-01-31T09:00:00.000000Z",
@@ -231,14 +242,18 @@ def _task_id(text: str) -> int:
 
 UserId = Annotated[
     str,
-    Path(description="The token's `sub`, percent-encoded", min_length=1, max_length=USER_ID_LENGTH),
+    Path(
+        description="The token's `sub`, percent-encoded",
+        min_length=1,
+        max_length=USER_ID_LENGTH,
+        examples=["alice"],
+    ),
     BeforeValidator(decode_user_id),
     AfterValidator(_user_id),
 ]
 
-# The document's bounds are floating-point numbers, which hold 2^63, but not one less.
 TaskId = Annotated[
     int,
-    Path(description="The task's `id`", ge=1, lt=MAX_TASK_ID + 1),
+    Path(description="The task's `id`", ge=1, examples=[7], json_schema_extra={"format": "int64"}),
     BeforeValidator(_task_id),
 ]

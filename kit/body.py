@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 from starlette.requests import ClientDisconnect
 
 from kit.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
@@ -22,6 +22,7 @@ MAX_BODY_BYTES = 64 * 1024
 BODY_TIMEOUT = 5.0
 
 _JSON_TYPE = re.compile(r"application/(json|[a-z0-9.!#$&^_-]+\+json)")
+_NO_OBJECT = frozenset({"dict_type", "model_attributes_type", "model_type"})
 
 
 class JsonBody[T]:
@@ -52,9 +53,7 @@ class JsonBody[T]:
             return self._adapter.validate_python(value)
         except ValidationError as error:
             items = error.errors(include_url=False, include_context=False, include_input=False)
-            raise RequestValidationError(
-                [{**item, "loc": ("body", *item["loc"])} for item in items]
-            ) from None
+            raise RequestValidationError(list(map(_of_body, items))) from None
 
     def openapi(self, *, required: bool = True) -> dict[str, Any]:
         """The `openapi_extra` of an endpoint that depends on this."""
@@ -112,6 +111,13 @@ def _parsed(body: bytes) -> Any:
             raise
         # A lone surrogate matters only in what is kept: `T` refuses it there.
         return json.loads(body.decode(), parse_constant=_refuse)
+
+
+def _of_body(item: ErrorDetails) -> dict[str, Any]:
+    located = {**item, "loc": ("body", *item["loc"])}
+    # pydantic's own sentences for what is no object name Python's classes.
+    no_object = {"type": "object_type", "msg": "Input should be a JSON object"}
+    return located | no_object if item["type"] in _NO_OBJECT else located
 
 
 def _refuse(constant: str) -> Any:

@@ -19,9 +19,11 @@ RequestValidationError, 422. Anything else is a bug, 500.
 """
 
 import logging
+import re
 from collections.abc import Mapping
+from itertools import groupby
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exception_handlers import http_exception_handler
@@ -141,6 +143,11 @@ class KeysUnavailable(Unavailable):
     """Better Auth's keys can't be had; the token may be good, so it is not called invalid."""
 
 
+def _example(body: dict[str, Any]) -> dict[str, Any]:
+    """The `content` of a response whose schema FastAPI adds."""
+    return {"application/json": {"example": body}}
+
+
 class ErrorBody(BaseModel):
     """What a client gets with every error but 422."""
 
@@ -162,29 +169,61 @@ class InvalidInput(BaseModel):
 
 
 class InternalErrorBody(BaseModel):
-    """What a client gets with a 500."""
+    """What a client gets with a 500: a bug, which the log has under `request_id`."""
 
     detail: str
     request_id: str
 
 
-# Those that every endpoint with input may give.
-COMMON_RESPONSES: Responses = {
-    422: {"model": InvalidInput, "description": "Input that is not valid"},
-    500: {"model": InternalErrorBody, "description": "A bug, in the log with the request's id"},
+# One that every endpoint with input may give.
+INTERNAL_ERROR: Responses = {
+    500: {
+        "model": InternalErrorBody,
+        "description": "A bug, in the log with the request's id",
+        "content": _example(
+            {"detail": "Internal Server Error", "request_id": "8f14e45fceea467fa8d20242ac120002"}
+        ),
+    },
 }
+
+
+def invalid_input(*loc: str, kind: str, message: str) -> Responses:
+    """The OpenAPI `responses` of an endpoint with input; such an item is their example."""
+    item = {"type": kind, "loc": loc, "msg": message}
+    return {
+        422: {
+            "model": InvalidInput,
+            "description": "Input that is not valid",
+            "content": _example({"detail": [item]}),
+        }
+    }
 
 
 def error_responses(*errors: type[ServiceError]) -> Responses:
     """The OpenAPI `responses` of an endpoint that may raise these."""
-    return {
-        error.status_code: {
+    responses: Responses = {}
+    for status, group in groupby(sorted(errors, key=_status), _status):
+        same = list(group)
+        responses[status] = {
             "model": ErrorBody,
-            "description": error.detail,
-            "headers": headers(*error.header_names),
+            "description": "; ".join(error.detail for error in same),
+            "headers": headers(*(name for error in same for name in error.header_names)),
+            "content": {
+                "application/json": {
+                    "examples": {
+                        re.sub(r"\W+", "-", error.detail).lower(): {
+                            "value": {"detail": error.detail}
+                        }
+                        for error in same
+                    }
+                }
+            },
         }
-        for error in sorted(errors, key=lambda error: error.status_code)
-    }
+    return responses
+
+
+def _status(error: type[ServiceError]) -> int:
+    return error.status_code
 
 
 def install_error_handlers(app: FastAPI) -> None:

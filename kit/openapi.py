@@ -1,12 +1,24 @@
 # [Task]: T057 [From]: specs/requirements.md
-"""What the OpenAPI document says beyond what FastAPI finds out: names, headers, bodies by name."""
+"""What the OpenAPI document says beyond what FastAPI finds out: names, headers, bodies by name.
+
+Client generators read it, so a request body has no `default` (some take such a member for required)
+and each body and header is a component with a name.
+"""
 
 from typing import Any
 
 from fastapi.routing import APIRoute
 
+# A part after a dot tells headers of one name apart.
 HEADERS = {
-    "ETag": ("The version, for If-None-Match and If-Match", '"7-2026-01-31T09:00:00.000000Z"'),
+    "ETag": (
+        "The version of the task, a strong tag, for If-None-Match and If-Match",
+        '"7-2026-01-31T09:00:00.000000Z"',
+    ),
+    "ETag.list": (
+        "The version of the list, a weak tag, for If-None-Match",
+        'W/"5d41402abc4b2a76b9719d911017c592"',
+    ),
     "Idempotency-Replayed": ("`true` if an earlier request with the key made the task", "true"),
     "Link": (
         "With `limit`, where there is more: the next page",
@@ -16,6 +28,11 @@ HEADERS = {
     "Retry-After": ("Seconds after which the same request may succeed", "1"),
     "WWW-Authenticate": ("What is wrong with the token (RFC 6750)", 'Bearer error="invalid_token"'),
     "X-Next-Cursor": ("With `limit`, where there is more: the next page's `cursor`", "dGhlcmU"),
+    "X-Request-ID": (
+        "Finds the request in the log: its own `X-Request-ID` if that is 1 to 128 of "
+        "`A-Z a-z 0-9 . _ -`, else a new one",
+        "8f14e45fceea467fa8d20242ac120002",
+    ),
 }
 
 type Responses = dict[int | str, dict[str, Any]]
@@ -29,8 +46,8 @@ def operation_id(route: APIRoute) -> str:
 def headers(*names: str) -> dict[str, Any]:
     """The `headers` of a response."""
     return {
-        name: {"description": description, "schema": {"type": "string"}, "example": example}
-        for name, (description, example) in HEADERS.items()
+        name.partition(".")[0]: {"$ref": f"#/components/headers/{name}"}
+        for name in HEADERS
         if name in names
     }
 
@@ -40,11 +57,20 @@ def with_headers(status: int, *names: str) -> Responses:
     return {status: {"headers": headers(*names)}}
 
 
-def name_bodies(document: dict[str, Any]) -> None:
-    """Have each request body among the document's schemas, where a client finds it by its name."""
+def complete(document: dict[str, Any]) -> None:
+    """Name the request bodies and the headers, and give every response its X-Request-ID."""
+    components = document["components"]
+    components["headers"] = {
+        name: {"description": description, "schema": {"type": "string"}, "example": example}
+        for name, (description, example) in HEADERS.items()
+    }
     for path in document["paths"].values():
         for operation in path.values():
+            for response in operation["responses"].values():
+                response.setdefault("headers", {}).update(headers("X-Request-ID"))
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 schema = content["schema"]
-                document["components"]["schemas"][schema["title"]] = schema
+                for member in schema["properties"].values():
+                    member.pop("default", None)
+                components["schemas"][schema["title"]] = schema
                 content["schema"] = {"$ref": f"#/components/schemas/{schema['title']}"}

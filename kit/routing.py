@@ -30,7 +30,7 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kit.middleware import RequestMiddleware
-from kit.openapi import name_bodies
+from kit.openapi import complete
 
 # What the dependencies have given so far, by their callables.
 type Given = dict[Callable[..., Any], Any]
@@ -312,9 +312,9 @@ class TaskAPI(FastAPI):
             self._is_observed = None
 
     def openapi(self) -> dict[str, Any]:
-        """As FastAPI's, made once, with the request bodies by name."""
+        """As FastAPI's, made once, and completed."""
         if self.openapi_schema is None:
-            name_bodies(super().openapi())
+            complete(super().openapi())
         return super().openapi()
 
     def build_middleware_stack(self) -> ASGIApp:

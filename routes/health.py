@@ -1,7 +1,10 @@
 # [Task]: T012 [From]: specs/requirements.md
 """Is the process alive, and can it serve? Both public; for uptime probes and balancers."""
 
+from typing import Literal
+
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from db import Database
 from kit.errors import DatabaseUnavailable, error_responses
@@ -12,19 +15,34 @@ router = APIRouter(
     route_class=DirectRoute, tags=["health"], generate_unique_id_function=operation_id
 )
 
+
+class Health(BaseModel):
+    """The process is up."""
+
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    """The service can serve."""
+
+    status: Literal["ready"]
+
+
 _OK = b'{"status":"ok"}'
 _READY = b'{"status":"ready"}'
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health")
+@router.get("/health", response_model=Health)
 async def health() -> Response:
     """The process is up. Never a question to the database."""
     return Response(_OK, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 @router.head("/health/ready", include_in_schema=False)
-@router.get("/health/ready", responses=error_responses(DatabaseUnavailable))
+@router.get(
+    "/health/ready", response_model=Readiness, responses=error_responses(DatabaseUnavailable)
+)
 async def ready(request: Request) -> Response:
     """The database was last seen working. It is asked only while it was last seen failing, so that
     probing leaves a suspended database asleep.

@@ -21,14 +21,17 @@ from kit.body import JsonBody, OptionalJsonBody
 from kit.database.execute import Record
 from kit.database.sql import utc_now
 from kit.errors import (
-    COMMON_RESPONSES,
+    INTERNAL_ERROR,
     AccessDenied,
     BodyTimeout,
     BodyTooLarge,
     DatabaseUnavailable,
+    ExpiredToken,
     InvalidToken,
+    MissingToken,
     UnsupportedMediaType,
     error_responses,
+    invalid_input,
 )
 from kit.openapi import operation_id, with_headers
 from kit.routing import DirectRoute
@@ -44,11 +47,11 @@ from schemas import (
     tasks_json,
 )
 from tasks.conditional import (
-    NOT_MODIFIED,
     ContentTag,
     IfMatch,
     IfNoneMatch,
     etag,
+    not_modified,
     unless_known,
     versions,
 )
@@ -79,7 +82,16 @@ router = APIRouter(
     route_class=DirectRoute,
     tags=["tasks"],
     dependencies=[Depends(verify_user_access)],
-    responses=error_responses(InvalidToken, AccessDenied, DatabaseUnavailable) | COMMON_RESPONSES,
+    responses=error_responses(
+        MissingToken, InvalidToken, ExpiredToken, AccessDenied, DatabaseUnavailable
+    )
+    | invalid_input(
+        "path",
+        "task_id",
+        kind="task_id",
+        message="Input should be a whole number from 1 to 2^63-1",
+    )
+    | INTERNAL_ERROR,
     generate_unique_id_function=operation_id,
 )
 
@@ -137,8 +149,14 @@ async def _change(
     "",
     response_model=list[TaskPublic],
     responses=error_responses(InvalidCursor)
-    | with_headers(200, "ETag", "Link", "X-Next-Cursor")
-    | NOT_MODIFIED,
+    | invalid_input(
+        "query",
+        "sort",
+        kind="literal_error",
+        message="Input should be 'created_at', 'updated_at' or 'title'",
+    )
+    | with_headers(200, "ETag.list", "Link", "X-Next-Cursor")
+    | not_modified("ETag.list"),
 )
 async def list_tasks(
     request: Request,
@@ -178,6 +196,12 @@ async def list_tasks(
     status_code=201,
     response_model=TaskPublic,
     responses=error_responses(TaskLimitReached, *_OF_A_BODY)
+    | invalid_input(
+        "body",
+        "title",
+        kind="string_too_short",
+        message="String should have at least 1 character",
+    )
     | with_headers(201, "ETag", "Location", "Idempotency-Replayed"),
     openapi_extra=create_body.openapi(),
 )
@@ -213,7 +237,7 @@ async def create_task(
 @router.get(
     "/{task_id}",
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound) | with_headers(200, "ETag") | NOT_MODIFIED,
+    responses=error_responses(TaskNotFound) | with_headers(200, "ETag") | not_modified("ETag"),
 )
 async def get_task(
     user_id: UserId, task_id: TaskId, session: SessionDep, if_none_match: IfNoneMatch = None

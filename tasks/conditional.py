@@ -33,13 +33,16 @@ IfNoneMatch = Annotated[
     ),
 ]
 
-# Of the OpenAPI document.
-NOT_MODIFIED: Responses = {
-    304: {
-        "description": "It has the `ETag` that If-None-Match names",
-        "headers": headers("ETag"),
+
+def not_modified(tag: str) -> Responses:
+    """The OpenAPI `responses` of an endpoint whose answer has this of openapi.HEADERS."""
+    return {
+        304: {
+            "description": "It has the `ETag` that If-None-Match names",
+            "headers": headers(tag),
+        }
     }
-}
+
 
 # Headers of a 304: what may have changed though the content has not.
 _KEPT = ("ETag", "Link", "X-Next-Cursor")

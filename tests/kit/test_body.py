@@ -1,6 +1,7 @@
 # [Task]: T016 [From]: specs/requirements.md
 """How the body of a request is read, whichever endpoint it is for."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,7 @@ class TestBody:
         assert response.status_code == 422, response.text
         items = response.json()["detail"]
         assert all(item.keys() == {"type", "loc", "msg"} for item in items)
+        assert not re.search("Task[A-Z]|dictionary|instance", response.text)
         assert all(item["loc"][0] == "body" for item in items)
 
     @pytest.mark.parametrize("text", [r"\u0000", r"\ud800", r"\udc00\ud800", r"\ud83d\ude00"])

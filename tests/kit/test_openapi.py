@@ -2,12 +2,15 @@
 """The OpenAPI document: what clients are generated from, and nothing in it unseen."""
 
 import json
+import re
+import time
 from typing import Any
 
 import httpx
 import pytest
+from databases import on_one_database
 from service import ROOT
-from support import Caller
+from support import Caller, sign
 
 from kit.openapi import HEADERS
 from main import app
@@ -52,10 +55,81 @@ def test_has_request_bodies_by_name_and_with_an_example(name: str) -> None:
     assert f'"#/components/schemas/{name}"' in used
 
 
-def test_gives_each_parameter_a_description() -> None:
+def test_gives_each_parameter_a_description_and_an_example() -> None:
     for operation in OPERATIONS.values():
         for parameter in operation.get("parameters", ()):
             assert parameter.get("description"), parameter
+            if parameter["in"] == "path":
+                assert parameter["schema"]["examples"], parameter
+
+
+def test_has_numbers_and_texts_that_generators_take() -> None:
+    ids = [
+        DOCUMENT["components"]["schemas"]["TaskPublic"]["properties"]["id"],
+        *(
+            parameter["schema"]
+            for operation in OPERATIONS.values()
+            for parameter in operation.get("parameters", ())
+            if parameter["name"] == "task_id"
+        ),
+    ]
+    assert [(schema["type"], schema["format"]) for schema in ids] == [("integer", "int64")] * 5
+    text = json.dumps(DOCUMENT)
+    assert not re.search(r": -?\d+(\.|e)", text)
+    assert ".py" not in text
+    for name in ("TaskCreate", "TaskUpdate", "TaskCompletion"):
+        schema = DOCUMENT["components"]["schemas"][name]
+        assert all("default" not in member for member in schema["properties"].values())
+        assert "maxLength" not in schema["properties"].get("title", {})
+
+
+def test_says_what_the_api_is() -> None:
+    assert DOCUMENT["info"]["license"]["identifier"] == "MIT"
+    assert DOCUMENT["servers"]
+    described = {tag["name"] for tag in DOCUMENT["tags"] if tag["description"]}
+    assert {tag for operation in OPERATIONS.values() for tag in operation["tags"]} == described
+
+
+def test_gives_each_answer_a_schema_and_its_request_id() -> None:
+    for name, operation in OPERATIONS.items():
+        for status, response in operation["responses"].items():
+            assert "X-Request-ID" in response["headers"], (name, status)
+            if status not in ("204", "304"):
+                assert response["content"]["application/json"]["schema"], (name, status)
+
+
+def examples(name: str, status: str) -> list[Any]:
+    content = OPERATIONS[name]["responses"][status]["content"]["application/json"]
+    several = [example["value"] for example in content.get("examples", {}).values()]
+    return several or [content["example"]]
+
+
+def test_has_examples_of_every_error() -> None:
+    for name, operation in OPERATIONS.items():
+        for status in operation["responses"]:
+            assert status < "400" or examples(name, status), (name, status)
+
+
+@on_one_database
+async def test_shows_errors_as_they_are_sent(alice: Caller) -> None:
+    task = f"/{(await alice.add())['id']}"
+    expired = {"Authorization": f"Bearer {sign('alice', exp=int(time.time()) - 60)}"}
+    answers = [
+        ("list_tasks", await alice.get(params={"sort": "id"})),
+        ("list_tasks", await alice.get(params={"cursor": "x"})),
+        ("list_tasks", await alice.get(headers={"Authorization": ""})),
+        ("list_tasks", await alice.get(headers={"Authorization": "Bearer x"})),
+        ("list_tasks", await alice.get(headers=expired)),
+        ("create_task", await alice.post({"title": " "})),
+        ("create_task", await alice.post({"title": "x" * 70_000})),
+        ("create_task", await alice.request("POST", content=b"{}")),
+        ("get_task", await alice.get("/x")),
+        ("get_task", await alice.get("/1234567")),
+        ("get_task", await alice.get("/1", headers={"Authorization": f"Bearer {sign('bob')}"})),
+        ("update_task", await alice.put(task, {}, headers={"If-Match": '"x"'})),
+    ]
+    for name, response in answers:
+        assert response.json() in examples(name, f"{response.status_code}"), response.text
 
 
 def documented(name: str, response: httpx.Response) -> set[str]:

@@ -130,8 +130,19 @@ export interface components {
             detail: string;
         };
         /**
+         * Health
+         * @description The process is up.
+         */
+        Health: {
+            /**
+             * Status
+             * @constant
+             */
+            status: "ok";
+        };
+        /**
          * InternalErrorBody
-         * @description What a client gets with a 500.
+         * @description What a client gets with a 500: a bug, which the log has under `request_id`.
          */
         InternalErrorBody: {
             /** Detail */
@@ -160,11 +171,23 @@ export interface components {
             msg: string;
         };
         /**
+         * Readiness
+         * @description The service can serve.
+         */
+        Readiness: {
+            /**
+             * Status
+             * @constant
+             */
+            status: "ready";
+        };
+        /**
          * TaskPublic
          * @description A task as every endpoint returns it.
          * @example {
          *       "completed": false,
          *       "created_at": "2026-01-31T09:00:00.000000Z",
+         *       "description": "2 litres",
          *       "id": 1,
          *       "title": "Buy milk",
          *       "updated_at": "2026-01-31T09:00:00.000000Z",
@@ -172,7 +195,10 @@ export interface components {
          *     }
          */
         TaskPublic: {
-            /** Id */
+            /**
+             * Id
+             * Format: int64
+             */
             id: number;
             /** User Id */
             user_id: string;
@@ -202,13 +228,16 @@ export interface components {
          *     }
          */
         TaskCreate: {
-            /** Title */
+            /**
+             * Title
+             * @description 1 to 200 characters, without surrounding white space, which is stripped
+             */
             title: string;
             /** Description */
             description?: string | null;
             /**
              * Completed
-             * @default false
+             * @description `false` if absent
              */
             completed?: boolean;
         };
@@ -216,11 +245,15 @@ export interface components {
          * TaskUpdate
          * @description What to change; an absent member stays as it is, `"description": null` clears it.
          * @example {
+         *       "completed": true,
          *       "title": "Buy oat milk"
          *     }
          */
         TaskUpdate: {
-            /** Title */
+            /**
+             * Title
+             * @description 1 to 200 characters, without surrounding white space, which is stripped
+             */
             title?: string;
             /** Description */
             description?: string | null;
@@ -242,7 +275,53 @@ export interface components {
     responses: never;
     parameters: never;
     requestBodies: never;
-    headers: never;
+    headers: {
+        /**
+         * @description The version of the task, a strong tag, for If-None-Match and If-Match
+         * @example "7-2026-01-31T09:00:00.000000Z"
+         */
+        ETag: string;
+        /**
+         * @description The version of the list, a weak tag, for If-None-Match
+         * @example W/"5d41402abc4b2a76b9719d911017c592"
+         */
+        "ETag.list": string;
+        /**
+         * @description `true` if an earlier request with the key made the task
+         * @example true
+         */
+        "Idempotency-Replayed": string;
+        /**
+         * @description With `limit`, where there is more: the next page
+         * @example </api/alice/tasks?limit=50&cursor=dGhlcmU>; rel="next"
+         */
+        Link: string;
+        /**
+         * @description The path of the task
+         * @example /api/alice/tasks/7
+         */
+        Location: string;
+        /**
+         * @description Seconds after which the same request may succeed
+         * @example 1
+         */
+        "Retry-After": string;
+        /**
+         * @description What is wrong with the token (RFC 6750)
+         * @example Bearer error="invalid_token"
+         */
+        "WWW-Authenticate": string;
+        /**
+         * @description With `limit`, where there is more: the next page's `cursor`
+         * @example dGhlcmU
+         */
+        "X-Next-Cursor": string;
+        /**
+         * @description Finds the request in the log: its own `X-Request-ID` if that is 1 to 128 of `A-Z a-z 0-9 . _ -`, else a new one
+         * @example 8f14e45fceea467fa8d20242ac120002
+         */
+        "X-Request-ID": string;
+    };
     pathItems: never;
 }
 export type $defs = Record<string, never>;
@@ -278,21 +357,10 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
-                    /**
-                     * @description The version, for If-None-Match and If-Match
-                     * @example "7-2026-01-31T09:00:00.000000Z"
-                     */
-                    ETag?: string;
-                    /**
-                     * @description With `limit`, where there is more: the next page
-                     * @example </api/alice/tasks?limit=50&cursor=dGhlcmU>; rel="next"
-                     */
-                    Link?: string;
-                    /**
-                     * @description With `limit`, where there is more: the next page's `cursor`
-                     * @example dGhlcmU
-                     */
-                    "X-Next-Cursor"?: string;
+                    ETag: components["headers"]["ETag.list"];
+                    Link: components["headers"]["Link"];
+                    "X-Next-Cursor": components["headers"]["X-Next-Cursor"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -302,11 +370,8 @@ export interface operations {
             /** @description It has the `ETag` that If-None-Match names */
             304: {
                 headers: {
-                    /**
-                     * @description The version, for If-None-Match and If-Match
-                     * @example "7-2026-01-31T09:00:00.000000Z"
-                     */
-                    ETag?: string;
+                    ETag: components["headers"]["ETag.list"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -314,20 +379,18 @@ export interface operations {
             /** @description Invalid cursor */
             400: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description Invalid token */
+            /** @description Missing authorization token; Invalid token; Token has expired */
             401: {
                 headers: {
-                    /**
-                     * @description What is wrong with the token (RFC 6750)
-                     * @example Bearer error="invalid_token"
-                     */
-                    "WWW-Authenticate"?: string;
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -337,6 +400,7 @@ export interface operations {
             /** @description Access denied */
             403: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -346,29 +410,48 @@ export interface operations {
             /** @description Input that is not valid */
             422: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": [
+                     *         {
+                     *           "type": "literal_error",
+                     *           "loc": [
+                     *             "query",
+                     *             "sort"
+                     *           ],
+                     *           "msg": "Input should be 'created_at', 'updated_at' or 'title'"
+                     *         }
+                     *       ]
+                     *     }
+                     */
                     "application/json": components["schemas"]["InvalidInput"];
                 };
             };
             /** @description A bug, in the log with the request's id */
             500: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": "Internal Server Error",
+                     *       "request_id": "8f14e45fceea467fa8d20242ac120002"
+                     *     }
+                     */
                     "application/json": components["schemas"]["InternalErrorBody"];
                 };
             };
             /** @description Service temporarily unavailable */
             503: {
                 headers: {
-                    /**
-                     * @description Seconds after which the same request may succeed
-                     * @example 1
-                     */
-                    "Retry-After"?: string;
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -399,35 +482,21 @@ export interface operations {
             /** @description Successful Response */
             201: {
                 headers: {
-                    /**
-                     * @description The version, for If-None-Match and If-Match
-                     * @example "7-2026-01-31T09:00:00.000000Z"
-                     */
-                    ETag?: string;
-                    /**
-                     * @description `true` if an earlier request with the key made the task
-                     * @example true
-                     */
-                    "Idempotency-Replayed"?: string;
-                    /**
-                     * @description The path of the task
-                     * @example /api/alice/tasks/7
-                     */
-                    Location?: string;
+                    ETag: components["headers"]["ETag"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
+                    Location: components["headers"]["Location"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["TaskPublic"];
                 };
             };
-            /** @description Invalid token */
+            /** @description Missing authorization token; Invalid token; Token has expired */
             401: {
                 headers: {
-                    /**
-                     * @description What is wrong with the token (RFC 6750)
-                     * @example Bearer error="invalid_token"
-                     */
-                    "WWW-Authenticate"?: string;
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -437,6 +506,7 @@ export interface operations {
             /** @description Access denied */
             403: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -446,6 +516,7 @@ export interface operations {
             /** @description Request body did not arrive in time */
             408: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -455,6 +526,7 @@ export interface operations {
             /** @description Task limit reached */
             409: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -464,6 +536,7 @@ export interface operations {
             /** @description Request body is too large */
             413: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -473,6 +546,7 @@ export interface operations {
             /** @description Content-Type must be application/json */
             415: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -482,29 +556,48 @@ export interface operations {
             /** @description Input that is not valid */
             422: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": [
+                     *         {
+                     *           "type": "string_too_short",
+                     *           "loc": [
+                     *             "body",
+                     *             "title"
+                     *           ],
+                     *           "msg": "String should have at least 1 character"
+                     *         }
+                     *       ]
+                     *     }
+                     */
                     "application/json": components["schemas"]["InvalidInput"];
                 };
             };
             /** @description A bug, in the log with the request's id */
             500: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": "Internal Server Error",
+                     *       "request_id": "8f14e45fceea467fa8d20242ac120002"
+                     *     }
+                     */
                     "application/json": components["schemas"]["InternalErrorBody"];
                 };
             };
             /** @description Service temporarily unavailable */
             503: {
                 headers: {
-                    /**
-                     * @description Seconds after which the same request may succeed
-                     * @example 1
-                     */
-                    "Retry-After"?: string;
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -533,11 +626,8 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
-                    /**
-                     * @description The version, for If-None-Match and If-Match
-                     * @example "7-2026-01-31T09:00:00.000000Z"
-                     */
-                    ETag?: string;
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -547,23 +637,17 @@ export interface operations {
             /** @description It has the `ETag` that If-None-Match names */
             304: {
                 headers: {
-                    /**
-                     * @description The version, for If-None-Match and If-Match
-                     * @example "7-2026-01-31T09:00:00.000000Z"
-                     */
-                    ETag?: string;
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description Invalid token */
+            /** @description Missing authorization token; Invalid token; Token has expired */
             401: {
                 headers: {
-                    /**
-                     * @description What is wrong with the token (RFC 6750)
-                     * @example Bearer error="invalid_token"
-                     */
-                    "WWW-Authenticate"?: string;
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -573,6 +657,7 @@ export interface operations {
             /** @description Access denied */
             403: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -582,6 +667,7 @@ export interface operations {
             /** @description Task not found */
             404: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -591,29 +677,48 @@ export interface operations {
             /** @description Input that is not valid */
             422: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": [
+                     *         {
+                     *           "type": "task_id",
+                     *           "loc": [
+                     *             "path",
+                     *             "task_id"
+                     *           ],
+                     *           "msg": "Input should be a whole number from 1 to 2^63-1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
                     "application/json": components["schemas"]["InvalidInput"];
                 };
             };
             /** @description A bug, in the log with the request's id */
             500: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": "Internal Server Error",
+                     *       "request_id": "8f14e45fceea467fa8d20242ac120002"
+                     *     }
+                     */
                     "application/json": components["schemas"]["InternalErrorBody"];
                 };
             };
             /** @description Service temporarily unavailable */
             503: {
                 headers: {
-                    /**
-                     * @description Seconds after which the same request may succeed
-                     * @example 1
-                     */
-                    "Retry-After"?: string;
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -646,25 +751,19 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
-                    /**
-                     * @description The version, for If-None-Match and If-Match
-                     * @example "7-2026-01-31T09:00:00.000000Z"
-                     */
-                    ETag?: string;
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["TaskPublic"];
                 };
             };
-            /** @description Invalid token */
+            /** @description Missing authorization token; Invalid token; Token has expired */
             401: {
                 headers: {
-                    /**
-                     * @description What is wrong with the token (RFC 6750)
-                     * @example Bearer error="invalid_token"
-                     */
-                    "WWW-Authenticate"?: string;
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -674,6 +773,7 @@ export interface operations {
             /** @description Access denied */
             403: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -683,6 +783,7 @@ export interface operations {
             /** @description Task not found */
             404: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -692,6 +793,7 @@ export interface operations {
             /** @description Request body did not arrive in time */
             408: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -701,11 +803,8 @@ export interface operations {
             /** @description Task has changed */
             412: {
                 headers: {
-                    /**
-                     * @description The version, for If-None-Match and If-Match
-                     * @example "7-2026-01-31T09:00:00.000000Z"
-                     */
-                    ETag?: string;
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -715,6 +814,7 @@ export interface operations {
             /** @description Request body is too large */
             413: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -724,6 +824,7 @@ export interface operations {
             /** @description Content-Type must be application/json */
             415: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -733,29 +834,48 @@ export interface operations {
             /** @description Input that is not valid */
             422: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": [
+                     *         {
+                     *           "type": "task_id",
+                     *           "loc": [
+                     *             "path",
+                     *             "task_id"
+                     *           ],
+                     *           "msg": "Input should be a whole number from 1 to 2^63-1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
                     "application/json": components["schemas"]["InvalidInput"];
                 };
             };
             /** @description A bug, in the log with the request's id */
             500: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": "Internal Server Error",
+                     *       "request_id": "8f14e45fceea467fa8d20242ac120002"
+                     *     }
+                     */
                     "application/json": components["schemas"]["InternalErrorBody"];
                 };
             };
             /** @description Service temporarily unavailable */
             503: {
                 headers: {
-                    /**
-                     * @description Seconds after which the same request may succeed
-                     * @example 1
-                     */
-                    "Retry-After"?: string;
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -784,18 +904,16 @@ export interface operations {
             /** @description Successful Response */
             204: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description Invalid token */
+            /** @description Missing authorization token; Invalid token; Token has expired */
             401: {
                 headers: {
-                    /**
-                     * @description What is wrong with the token (RFC 6750)
-                     * @example Bearer error="invalid_token"
-                     */
-                    "WWW-Authenticate"?: string;
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -805,6 +923,7 @@ export interface operations {
             /** @description Access denied */
             403: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -814,6 +933,7 @@ export interface operations {
             /** @description Task not found */
             404: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -823,11 +943,8 @@ export interface operations {
             /** @description Task has changed */
             412: {
                 headers: {
-                    /**
-                     * @description The version, for If-None-Match and If-Match
-                     * @example "7-2026-01-31T09:00:00.000000Z"
-                     */
-                    ETag?: string;
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -837,29 +954,48 @@ export interface operations {
             /** @description Input that is not valid */
             422: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": [
+                     *         {
+                     *           "type": "task_id",
+                     *           "loc": [
+                     *             "path",
+                     *             "task_id"
+                     *           ],
+                     *           "msg": "Input should be a whole number from 1 to 2^63-1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
                     "application/json": components["schemas"]["InvalidInput"];
                 };
             };
             /** @description A bug, in the log with the request's id */
             500: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": "Internal Server Error",
+                     *       "request_id": "8f14e45fceea467fa8d20242ac120002"
+                     *     }
+                     */
                     "application/json": components["schemas"]["InternalErrorBody"];
                 };
             };
             /** @description Service temporarily unavailable */
             503: {
                 headers: {
-                    /**
-                     * @description Seconds after which the same request may succeed
-                     * @example 1
-                     */
-                    "Retry-After"?: string;
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -892,25 +1028,19 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
-                    /**
-                     * @description The version, for If-None-Match and If-Match
-                     * @example "7-2026-01-31T09:00:00.000000Z"
-                     */
-                    ETag?: string;
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["TaskPublic"];
                 };
             };
-            /** @description Invalid token */
+            /** @description Missing authorization token; Invalid token; Token has expired */
             401: {
                 headers: {
-                    /**
-                     * @description What is wrong with the token (RFC 6750)
-                     * @example Bearer error="invalid_token"
-                     */
-                    "WWW-Authenticate"?: string;
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -920,6 +1050,7 @@ export interface operations {
             /** @description Access denied */
             403: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -929,6 +1060,7 @@ export interface operations {
             /** @description Task not found */
             404: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -938,6 +1070,7 @@ export interface operations {
             /** @description Request body did not arrive in time */
             408: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -947,11 +1080,8 @@ export interface operations {
             /** @description Task has changed */
             412: {
                 headers: {
-                    /**
-                     * @description The version, for If-None-Match and If-Match
-                     * @example "7-2026-01-31T09:00:00.000000Z"
-                     */
-                    ETag?: string;
+                    ETag: components["headers"]["ETag"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -961,6 +1091,7 @@ export interface operations {
             /** @description Request body is too large */
             413: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -970,6 +1101,7 @@ export interface operations {
             /** @description Content-Type must be application/json */
             415: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -979,29 +1111,48 @@ export interface operations {
             /** @description Input that is not valid */
             422: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": [
+                     *         {
+                     *           "type": "task_id",
+                     *           "loc": [
+                     *             "path",
+                     *             "task_id"
+                     *           ],
+                     *           "msg": "Input should be a whole number from 1 to 2^63-1"
+                     *         }
+                     *       ]
+                     *     }
+                     */
                     "application/json": components["schemas"]["InvalidInput"];
                 };
             };
             /** @description A bug, in the log with the request's id */
             500: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "detail": "Internal Server Error",
+                     *       "request_id": "8f14e45fceea467fa8d20242ac120002"
+                     *     }
+                     */
                     "application/json": components["schemas"]["InternalErrorBody"];
                 };
             };
             /** @description Service temporarily unavailable */
             503: {
                 headers: {
-                    /**
-                     * @description Seconds after which the same request may succeed
-                     * @example 1
-                     */
-                    "Retry-After"?: string;
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1022,10 +1173,11 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": unknown;
+                    "application/json": components["schemas"]["Health"];
                 };
             };
         };
@@ -1042,20 +1194,18 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": unknown;
+                    "application/json": components["schemas"]["Readiness"];
                 };
             };
             /** @description Service temporarily unavailable */
             503: {
                 headers: {
-                    /**
-                     * @description Seconds after which the same request may succeed
-                     * @example 1
-                     */
-                    "Retry-After"?: string;
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 from starlette.requests import ClientDisconnect
 
-from kit.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
+from kit.errors import BodyLost, BodyTimeout, BodyTooLarge, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024
 # Seconds for the whole body: a stop of the service waits for the requests that have begun.
@@ -28,8 +28,8 @@ _NO_OBJECT = frozenset({"dict_type", "model_attributes_type", "model_type"})
 class JsonBody[T]:
     """A dependency that gives the body as a `T`.
 
-    Raises BodyTimeout, BodyTooLarge, UnsupportedMediaType, or RequestValidationError for anything
-    that is not a `T` in JSON of RFC 8259, NaN and Infinity among it.
+    Raises BodyLost, BodyTimeout, BodyTooLarge, UnsupportedMediaType, or RequestValidationError for
+    anything that is not a `T` in JSON of RFC 8259, NaN and Infinity among it.
     """
 
     def __init__(self, schema: type[T]) -> None:
@@ -70,13 +70,14 @@ class OptionalJsonBody[T](JsonBody[T]):
 
 
 async def _read(request: Request) -> bytes:
-    length = request.headers.get("content-length")
-    if length is None:
-        if request.scope["http_version"] == "1.1" and "transfer-encoding" not in request.headers:
-            return b""  # RFC 9112 §6.3: there is none, so that there is nothing to wait for.
-        length = ""
-    if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
-        raise BodyTooLarge(f"Content-Length {length[:20]}")
+    fields = dict(request.scope["headers"])
+    is_chunked = b"transfer-encoding" in fields
+    length = fields.get(b"content-length")
+    if length is None and not is_chunked and request.scope["http_version"] == "1.1":
+        return b""  # RFC 9112 §6.3: there is none, so that there is nothing to wait for.
+    declared = int(length[:20]) if length and length.isdigit() else 0
+    if declared > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"Content-Length {declared}")
     body = bytearray()
     loop = asyncio.get_running_loop()
     reading = asyncio.Task(_read_into(body, request), loop=loop, eager_start=True)
@@ -88,6 +89,9 @@ async def _read(request: Request) -> bytes:
         except TimeoutError:
             raise BodyTimeout(f"{len(body)} bytes in {BODY_TIMEOUT} s") from None
     reading.result()
+    # Servers that parse with httptools lose the body of a request that has an Upgrade.
+    if len(body) < declared or (is_chunked and b"upgrade" in fields and not body):
+        raise BodyLost(f"{len(body)} bytes of {declared or 'a chunked body'}")
     return bytes(body)
 
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from settings import get_settings
 
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 REQUEST_HEADERS = (
     "Authorization",
     "Content-Type",
@@ -18,6 +18,13 @@ REQUEST_HEADERS = (
     "If-Match",
     "If-None-Match",
     "X-Request-ID",
+    # Those of browsers' tracing and caching.
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
+    "Cache-Control",
+    "Pragma",
 )
 RESPONSE_HEADERS = (
     "Allow",

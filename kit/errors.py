@@ -2,6 +2,7 @@
 """The errors that any endpoint can raise, and how every error is answered.
 
     ServiceError
+    ├── BodyLost              400
     ├── MissingToken          401
     ├── InvalidToken          401
     │   └── ExpiredToken      401
@@ -57,6 +58,15 @@ class ServiceError(HTTPException):
 
     def __str__(self) -> str:
         return self._reason
+
+
+class BodyLost(ServiceError):
+    """The server has handed over less of a body than the request's head announced."""
+
+    status_code = 400
+    detail = "Request body did not arrive in full"
+    # What was lost may come yet, and would be read as the next request.
+    headers = MappingProxyType({"Connection": "close"})
 
 
 def _challenge(description: str) -> Mapping[str, str]:

@@ -1,8 +1,8 @@
 # [Task]: T054 [From]: specs/design.md
 """The one layer around everything: what every request gets, whatever becomes of it.
 
-An id, a strict path (paths.py), CORS (cors.py), protective headers, a 500 for a bug (errors.py), a
-line in the log (access_log.py).
+An id, HTTP's rules that servers leave to the application, a strict path (paths.py), CORS (cors.py),
+protective headers, a 500 for a bug (errors.py), a line in the log (access_log.py).
 """
 
 import itertools
@@ -10,7 +10,10 @@ import re
 import secrets
 import sys
 import time
+from collections.abc import Mapping
+from ipaddress import IPv6Address
 
+from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,16 +47,18 @@ class RequestMiddleware:
             await self.app(scope, receive, plain_startup_errors(send))
             return
         began = time.perf_counter()
-        # The first of each name.
-        sent = dict(reversed(scope["headers"]))
+        method = scope["method"]
+        sent, fault = headers_of(scope)
         request_id = self._ids.id_for(sent.get(b"x-request-id"))
         current_request_id.set(request_id)
         keep_whole_segments(scope)
         app, common = self.app, [_NOSNIFF, (b"x-request-id", request_id.encode())]
-        if is_preflight(scope["method"], sent):
+        if is_preflight(method, sent):
             app = answer_preflight
         else:
             common += cors_headers(sent.get(b"origin"))
+        if fault is not None:
+            app = JSONResponse({"detail": fault}, 400, {"Connection": "close"})
         has_begun = False
 
         async def send_with_headers(message: Message) -> None:
@@ -66,6 +71,8 @@ class RequestMiddleware:
                 message["headers"] = headers
                 # Before it is sent, so that whoever has the answer finds it in the log.
                 access_log.note(scope, request_id, message["status"], time.perf_counter() - began)
+            elif method == "HEAD":
+                message["body"] = b""
             await send(message)
 
         try:
@@ -78,6 +85,59 @@ class RequestMiddleware:
             if has_begun:
                 raise
             await answer_bug(scope, receive, send_with_headers)
+
+
+# RFC 3986 §3.2.2 and §3.2.3, but for addresses of versions to come.
+_NAME = re.compile(rb"(?:[\w.~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})++(?::[0-9]*)?")
+_PORT = re.compile(rb"(?::[0-9]*)?")
+# No lists: two lines of one contradict each other.
+_SINGLE = (b"host", b"content-length", b"content-type", b"idempotency-key")
+
+
+def headers_of(scope: Scope) -> tuple[dict[bytes, bytes], str | None]:
+    """The headers by name, and what HTTP forbids about the request, in a sentence for its client.
+
+    The scope has one line of each header from then on (RFC 9110 §5.3), but for Authorization: two
+    of those are a missing token.
+    """
+    headers = dict(scope["headers"])
+    if len(headers) < len(scope["headers"]):
+        lines: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            lines.setdefault(name, []).append(value)
+        for name in _SINGLE:
+            if len(lines.get(name, ())) > 1:
+                return headers, f"{name.decode().title()} must be sent once"
+        authorizations = [(b"authorization", value) for value in lines.pop(b"authorization", ())]
+        headers = {
+            name: (b"; " if name == b"cookie" else b", ").join(values)
+            for name, values in lines.items()
+        }
+        scope["headers"] = [*headers.items(), *authorizations]
+    return headers, _fault(scope, headers)
+
+
+def _fault(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
+    host = headers.get(b"host", b"")
+    # Granian shows a missing Host as an empty one.
+    if not _is_host(host) and (host or scope.get("http_version") == "1.1"):
+        return "Host must be one host, with or without a port"
+    if b"transfer-encoding" in headers and b"content-length" in headers:
+        return "Content-Length and Transfer-Encoding exclude each other"
+    if not ((scope.get("raw_path") or b"").isascii() and scope.get("query_string", b"").isascii()):
+        return "Path and query must be percent-encoded"
+    return None
+
+
+def _is_host(value: bytes) -> bool:
+    if value[:1] != b"[":
+        return _NAME.fullmatch(value) is not None
+    address, _, port = value[1:].partition(b"]")
+    try:
+        IPv6Address(address.decode())
+    except ValueError:
+        return False
+    return _PORT.fullmatch(port) is not None
 
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")

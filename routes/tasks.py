@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import batched
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic_core import to_json
@@ -23,6 +22,7 @@ from kit.database.sql import utc_now
 from kit.errors import (
     INTERNAL_ERROR,
     AccessDenied,
+    BodyLost,
     BodyTimeout,
     BodyTooLarge,
     DatabaseUnavailable,
@@ -57,7 +57,7 @@ from tasks.conditional import (
 )
 from tasks.idempotency import KEY_LIFETIME, IdempotencyKey, first_answer, is_replay, new_mark
 from tasks.limits import TaskLimit, task_limit
-from tasks.paging import next_page, values_after, values_of
+from tasks.paging import next_page, tasks_path, values_after, values_of
 from tasks.parts import JSONParts
 from tasks.queries import (
     COMPLETE,
@@ -96,7 +96,7 @@ router = APIRouter(
 )
 
 # What a request with a body may meet.
-_OF_A_BODY = (BodyTimeout, BodyTooLarge, UnsupportedMediaType)
+_OF_A_BODY = (BodyLost, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
 
 create_body = JsonBody(TaskCreate)
 update_body = JsonBody(TaskUpdate)
@@ -107,10 +107,10 @@ def _task(row: dict[str, Any], status: int = 200, **headers: str) -> Response:
     return Response(to_json(row), status, {"ETag": etag(row), **headers}, "application/json")
 
 
-def _created(row: dict[str, Any] | None, **headers: str) -> Response:
+def _created(request: Request, row: dict[str, Any] | None, **headers: str) -> Response:
     if row is None:
         raise TaskLimitReached
-    location = f"/api/{quote(row['user_id'], safe='')}/tasks/{row['id']}"
+    location = f"{tasks_path(request, row['user_id'])}/{row['id']}"
     return _task(row, 201, Location=location, **headers)
 
 
@@ -145,6 +145,7 @@ async def _change(
     raise TaskNotFound
 
 
+@router.head("", include_in_schema=False)
 @router.get(
     "",
     response_model=list[TaskPublic],
@@ -206,6 +207,7 @@ async def list_tasks(
     openapi_extra=create_body.openapi(),
 )
 async def create_task(
+    request: Request,
     user_id: UserId,
     body: Annotated[TaskCreate, Depends(create_body)],
     limit: Annotated[TaskLimit, Depends(task_limit)],
@@ -225,15 +227,16 @@ async def create_task(
         values["task_limit"] = limit.tasks
     if idempotency_key is None:
         row = await (CREATE_WITHIN if counted else CREATE).row(session, **values)
-        return _created(row)
+        return _created(request, row)
     mark = new_mark(body)
     values |= {"idempotency_key": idempotency_key, "idempotency_mark": mark}
     row = await (CREATE_ONCE_WITHIN if counted else CREATE_ONCE).row(session, **values)
     replayed = row is not None and is_replay(row.pop("idempotency_mark"), mark)
     headers = {"Idempotency-Replayed": "true"} if replayed else {}
-    return _created(row and first_answer(row, body), **headers)
+    return _created(request, row and first_answer(row, body), **headers)
 
 
+@router.head("/{task_id}", include_in_schema=False)
 @router.get(
     "/{task_id}",
     response_model=TaskPublic,

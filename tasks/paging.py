@@ -52,13 +52,19 @@ def values_of(query: ListQuery, user_id: str) -> dict[str, Any]:
     raise InvalidCursor("not one of this user's list with these filters in this order")
 
 
+def tasks_path(request: Request, user_id: str) -> str:
+    """The path of a user's tasks, as a client sees it: below the root path, if there is one."""
+    root = quote(request.scope.get("root_path", "").rstrip("/"))
+    return f"{root}/api/{quote(user_id, safe='')}/tasks"
+
+
 def next_page(
     request: Request, query: ListQuery, user_id: str, last: dict[str, Any]
 ) -> dict[str, str]:
     """The headers of a page that is not the last one, and ends with this task."""
     cursor = _cursor(last[query.sort], last["id"], query, user_id, _signing_keys()[0])
-    path = f"{request.scope.get('root_path', '')}/api/{quote(user_id, safe='')}/tasks"
     parameters = urlencode({**request.query_params, "cursor": cursor}, quote_via=quote)
+    path = tasks_path(request, user_id)
     return {"Link": f'<{path}?{parameters}>; rel="next"', "X-Next-Cursor": cursor}
 
 

@@ -38,6 +38,7 @@ RETRY = {"retry-after": "1"}
 # Name, status, detail, headers of its own: the table of CONTRACT.md.
 ERRORS: dict[str, tuple[int, str, dict[str, str]]] = {
     "InvalidCursor": (400, "Invalid cursor", {}),
+    "BodyLost": (400, "Request body did not arrive in full", {"connection": "close"}),
     "MissingToken": (401, "Missing authorization token", {"www-authenticate": "Bearer"}),
     "InvalidToken": (
         401,
@@ -192,9 +193,9 @@ class TestHTTPErrors:
     @pytest.mark.parametrize(
         ("path", "methods"),
         [
-            ("/api/alice/tasks", {"GET", "POST"}),
-            ("/api/a%2Fb/tasks", {"GET", "POST"}),
-            ("/api/alice/tasks/1", {"GET", "PUT", "DELETE"}),
+            ("/api/alice/tasks", {"GET", "HEAD", "POST"}),
+            ("/api/a%2Fb/tasks", {"GET", "HEAD", "POST"}),
+            ("/api/alice/tasks/1", {"GET", "HEAD", "PUT", "DELETE"}),
             ("/api/alice/tasks/1/complete", {"PATCH"}),
             ("/health", {"GET", "HEAD"}),
             ("/health/ready", {"GET", "HEAD"}),
@@ -218,7 +219,7 @@ async def test_405_allows_the_same_below_a_root_path() -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         response = await client.put("/v1/api/alice/tasks")
     assert response.status_code == 405
-    assert response.headers["allow"] == "GET, POST"
+    assert response.headers["allow"] == "GET, HEAD, POST"
 
 
 SECRETIVE = "hunter2"

@@ -430,13 +430,12 @@ class TestMethods:
     @pytest.mark.parametrize(
         ("method", "path", "allow"),
         [
-            ("PUT", "", "GET, POST"),
-            ("PATCH", "", "GET, POST"),
-            ("DELETE", "", "GET, POST"),
-            ("HEAD", "", "GET, POST"),
-            ("OPTIONS", "", "GET, POST"),
-            ("POST", "/1", "DELETE, GET, PUT"),
-            ("PATCH", "/1", "DELETE, GET, PUT"),
+            ("PUT", "", "GET, HEAD, POST"),
+            ("PATCH", "", "GET, HEAD, POST"),
+            ("DELETE", "", "GET, HEAD, POST"),
+            ("OPTIONS", "", "GET, HEAD, POST"),
+            ("POST", "/1", "DELETE, GET, HEAD, PUT"),
+            ("PATCH", "/1", "DELETE, GET, HEAD, PUT"),
             ("GET", "/1/complete", "PATCH"),
         ],
     )

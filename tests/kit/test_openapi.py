@@ -24,7 +24,7 @@ OPERATIONS = {
 }
 # Before the endpoint is asked, and what its input may meet.
 ALWAYS = {"401", "403", "422", "500", "503"}
-BODY = {"408", "413", "415"}
+BODY = {"400", "408", "413", "415"}
 STATUSES = {
     "list_tasks": {"200", "304", "400"} | ALWAYS,
     "create_task": {"201", "409"} | BODY | ALWAYS,

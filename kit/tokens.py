@@ -5,9 +5,9 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jwt
 from jwt.utils import base64url_decode
@@ -35,8 +35,26 @@ _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _TYPES = {"jwt", "at+jwt"}
 
 
+# What a valid token says, read-only to its depths: JSON's arrays are tuples in it.
+type Claims = Mapping[str, Any]
+
+
+class _ReadOnlyDict(dict[str, Any]):
+    """A dict, so that it can be compared and serialised; its copies are ordinary dicts."""
+
+    def _refuse(self, *_arguments: object, **_options: object) -> NoReturn:
+        raise TypeError("claims are read-only: requests with the same token share them")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
+
+
 class _Verdict(NamedTuple):
-    subject: str
+    # Shared by all requests with the token.
+    claims: Claims
     expiry: float
     # The published key that it rests on; None for a shared secret, which never changes.
     key: jwt.PyJWK | None
@@ -58,8 +76,8 @@ class TokenVerifier:
         self._verdicts: dict[str, _Verdict] = {}
         self._bytes = 0
 
-    async def subject(self, token: str) -> str:
-        """The `sub` of a valid token.
+    async def claims(self, token: str) -> Claims:
+        """The claims of a valid token.
 
         Raises InvalidToken, ExpiredToken, or KeysUnavailable when no verdict can be reached.
         """
@@ -69,7 +87,7 @@ class TokenVerifier:
             self._remember(token, verdict)
         if time.time() >= verdict.expiry + EXPIRY_LEEWAY:
             raise ExpiredToken("exp is past")
-        return verdict.subject
+        return verdict.claims
 
     def _remember(self, token: str, verdict: _Verdict) -> None:
         self._forget(token)
@@ -97,15 +115,19 @@ class TokenVerifier:
         keys = await self._keys(header)
         key, payload = _signed_payload(token, keys, header["alg"])
         claims = _json_object(payload, "payload")
-        subject, expiry = _check_claims(claims)
+        expiry = _check_claims(claims)
+        try:
+            read_only: Claims = _read_only(claims)
+        except RecursionError:
+            raise InvalidToken("claims are nested too deeply") from None
         if not isinstance(key, jwt.PyJWK):
-            return _Verdict(subject, expiry, None)
+            return _Verdict(read_only, expiry, None)
         audiences = claims.get("aud")
         if claims.get("iss") != self._issuer:
             raise InvalidToken("iss is another issuer")
         if self._audience not in (audiences if isinstance(audiences, list) else [audiences]):
             raise InvalidToken("aud is another audience")
-        return _Verdict(subject, expiry, key)
+        return _Verdict(read_only, expiry, key)
 
     async def _keys(self, header: dict[str, Any]) -> Sequence[bytes | jwt.PyJWK]:
         match header.get("alg"):
@@ -160,7 +182,8 @@ def _header(token: str) -> dict[str, Any]:
     return header
 
 
-def _check_claims(claims: dict[str, Any]) -> tuple[str, float]:
+def _check_claims(claims: dict[str, Any]) -> float:
+    """The time at which they expire."""
     subject = claims.get("sub")
     if not isinstance(subject, str) or not 1 <= len(subject) <= USER_ID_LENGTH:
         raise InvalidToken(f"sub is not a string of 1 to {USER_ID_LENGTH} characters")
@@ -175,7 +198,14 @@ def _check_claims(claims: dict[str, Any]) -> tuple[str, float]:
             raise InvalidToken(f"{name} is not a time")
         if name != "exp" and value > time.time() + AHEAD_LEEWAY:
             raise InvalidToken(f"{name} is in the future")
-    return subject, claims["exp"]
+    expiry: float = claims["exp"]
+    return expiry
+
+
+def _read_only(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _ReadOnlyDict({name: _read_only(part) for name, part in value.items()})
+    return tuple(map(_read_only, value)) if isinstance(value, list) else value
 
 
 @asynccontextmanager

@@ -4,15 +4,18 @@
 What a good token is, is told in tests/kit/test_tokens.py.
 """
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Any
 
 import httpx
+import jwt
 import pytest
 from databases import on_one_database
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from made_tokens import (
     CHALLENGES,
     EXPIRED,
@@ -25,10 +28,13 @@ from made_tokens import (
     token,
 )
 from starlette.types import Message, Receive
-from support import Caller, assert_error, sign
+from support import SECRET, Caller, assert_error, sign
 
+from kit.errors import InvalidToken
+from kit.tokens import Claims, open_verifier
 from main import app
-from middleware.auth import verify_user_access
+from middleware.auth import CurrentUser, PathUser
+from settings import get_settings
 
 # --- The header -------------------------------------------------------------------------------
 
@@ -397,10 +403,38 @@ class TestAnotherApp:
         assert_error(response, status, detail)
         assert response.headers.get("www-authenticate") == CHALLENGES.get(detail)
 
-    async def test_lets_the_user_in(self) -> None:
+    @pytest.mark.parametrize("path", ["/of/alice", "/me"])
+    async def test_sees_the_claims(self, path: str) -> None:
+        claims: dict[str, Any] = {"email": "a@b.co", "roles": ["admin", {"of": ["x"]}]}
+        headers = {"Authorization": f"Bearer {sign('alice', **claims)}"}
         async with mounted_elsewhere() as http:
-            headers = {"Authorization": f"Bearer {sign('alice')}"}
-            assert (await http.get("/of/alice", headers=headers)).json() == "alice"
+            seen = (await http.get(path, headers=headers)).json()
+            assert_error(await http.get(path), 401, MISSING)
+        assert seen.items() >= {"sub": "alice", **claims}.items()
+
+    async def test_can_change_no_claim(self) -> None:
+        async with open_verifier(get_settings()) as verifier:
+            token = sign("alice", roles=["admin", {"of": ["x"]}])
+            claims: Any = await verifier.claims(token)
+            assert claims["roles"] == ("admin", {"of": ("x",)})
+            for part in (claims, claims["roles"][1]):
+                for name in sorted({*dir(dict)} - {*dir(Mapping), *dir(object)} - {"copy"}):
+                    if name not in ("__or__", "__ror__", "fromkeys"):
+                        with pytest.raises(TypeError, match="read-only"):
+                            getattr(part, name)({"sub": "bob"})
+            assert await verifier.claims(token) is claims  # Remembered: requests share it.
+            own: Any = deepcopy(claims)
+            own["sub"] = own["roles"][1]["of"] = "bob"
+            assert claims["sub"] == "alice"
+
+    async def test_refuses_claims_that_are_nested_too_deeply(self) -> None:
+        payload = (
+            f'{{"sub": "alice", "exp": {time.time() + 900}, "deep": {"[" * 2500 + "]" * 2500}}}'
+        )
+        deep = jwt.PyJWS().encode(payload.encode(), SECRET, "HS256")
+        async with open_verifier(get_settings()) as verifier:
+            with pytest.raises(InvalidToken):
+                await verifier.claims(deep)
 
 
 @asynccontextmanager
@@ -408,7 +442,11 @@ async def mounted_elsewhere() -> AsyncIterator[httpx.AsyncClient]:
     app = FastAPI()
 
     @app.get("/of/{user_id}")
-    async def endpoint(user: Annotated[str, Depends(verify_user_access)]) -> str:
+    async def of(user: PathUser) -> Claims:
+        return user
+
+    @app.get("/me")
+    async def me(user: CurrentUser) -> Claims:
         return user
 
     transport = httpx.ASGITransport(app)

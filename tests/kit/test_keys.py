@@ -22,6 +22,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from fastapi import FastAPI
 from jwt.algorithms import OKPAlgorithm, get_default_algorithms
 from jwt.utils import base64url_decode, base64url_encode
 from made_tokens import ABSENT, EXPIRED, GOOD, INVALID, assert_verdict
@@ -29,6 +30,7 @@ from support import SECRET, assert_error, sign
 
 from kit.keys import FETCH
 from main import app
+from middleware.auth import PathUser
 from settings import SettingsError
 
 MINUTES: Final = 60.0
@@ -837,6 +839,21 @@ class TestBetterAuthUrl:
                 assert_verdict(await ask(client, forged), INVALID)
             empty = issuer.token(secret=b"", header={"alg": "HS256"})
             assert_verdict(await ask(client, empty), INVALID)
+
+    async def test_holds_in_an_app_without_the_lifespan(
+        self, monkeypatch: pytest.MonkeyPatch, server: KeyServer, issuer: Issuer
+    ) -> None:
+        monkeypatch.setenv("BETTER_AUTH_URL", server.origin)
+        bare = FastAPI()
+
+        @bare.get("/api/{user_id}/tasks")
+        async def endpoint(user: PathUser) -> str:
+            return f"{user['name']}"
+
+        transport = httpx.ASGITransport(bare)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await ask(client, issuer.token())).json() == "Alice"
+            assert_verdict(await ask(client, issuer.stray()), INVALID)
 
     async def test_is_what_lets_published_keys_count(
         self, service: Service, server: KeyServer, issuer: Issuer

@@ -19,7 +19,15 @@ from kit.errors import DatabaseUnavailable
 from models import TASK_TABLE
 from settings import Settings
 
-__all__ = ["Database", "Session", "SessionDep", "Statement", "get_session", "open_database"]
+__all__ = [
+    "Database",
+    "Session",
+    "SessionDep",
+    "Statement",
+    "check_database_settings",
+    "get_session",
+    "open_database",
+]
 
 _READING = ("GET", "HEAD")
 
@@ -30,6 +38,11 @@ def open_database(settings: Settings) -> AbstractAsyncContextManager[Database]:
     It does not connect: a database that is away is no reason not to start.
     """
     return machinery.open_database(settings, TASK_TABLE)
+
+
+def check_database_settings(settings: Settings) -> None:
+    """Raises SettingsError for a bad DATABASE_URL, which a start need not wait for."""
+    machinery.new_database(settings, TASK_TABLE)
 
 
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:

@@ -17,13 +17,12 @@ from kit import documentation
 from kit.access_log import access_log
 from kit.database.tables import keep_tables
 from kit.errors import install_error_handlers
-from kit.logs import service_logs, take_over_uvicorns_lines
+from kit.logs import service_logs
 from kit.routing import TaskAPI
 from kit.telemetry.start import open_telemetry
 from kit.tokens import open_verifier
 from middleware.auth import verify_user_access
 from routes import health, tasks
-from server import stop_in_order, take_connections
 from settings import get_settings
 from tasks.limits import TaskLimit
 
@@ -42,11 +41,9 @@ async def lifespan(app: TaskAPI) -> AsyncIterator[None]:
             app.state.database = database
             app.state.task_limit = TaskLimit(database)
             await keep_tables(database)
-            take_connections(settings, before_answers=access_log.flush)
             try:
                 yield
             finally:
-                stop_in_order()
                 del app.state.task_limit, app.state.database, app.state.token_verifier
 
 
@@ -69,5 +66,3 @@ app = TaskAPI(
     routes=[*tasks.router.routes, *health.router.routes, *documentation.routes],
 )
 install_error_handlers(app)
-# uvicorn writes its first lines before it runs the lifespan.
-take_over_uvicorns_lines()

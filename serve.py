@@ -1,61 +1,77 @@
-# [Task]: T061 [From]: specs/requirements.md
-"""`python -m serve`: the app under uvicorn, as the settings say, in one process or in several.
+# [Task]: T070 [From]: specs/requirements.md
+"""`python -m serve`: the app under Granian, as the settings say.
 
-The limits of connections are kept under any uvicorn: connections.py.
+A supervisor process replaces workers that die. It imports the app once, and forks its workers.
 """
 
 import errno
 import logging
 import logging.config
+import multiprocessing
+import os
+import resource
+import signal
 import socket
+import ssl
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
-import uvicorn
-from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.utils.proxies import wrap_asgi_with_proxy_headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kit.database.database import new_database
-from models import TASK_TABLE
+from db import check_database_settings
+from main import app
 from settings import Settings, SettingsError, get_settings
 
-# Which uvicorn sets up; this service's own are set up when it has started.
-logger = logging.getLogger("uvicorn.error")
+logger = logging.getLogger("tasks.serve")
 
-# uvicorn's own, but that all lines have this service's form, those of the parent process included.
+# The exit status of a start that a setting has stopped.
+REFUSED = 3
+# Seconds that a stop waits for the requests under way: what one may wait for, and some of its body.
+STOP_TIMEOUT = 8
+# Connections that the system keeps for each worker until it accepts them.
+BACKLOG = 2048
+# Open files that one worker needs for anything but connections: its database's, and the log's.
+OTHER_FILES = 64
+
+# All lines have this service's form, Granian's and those of other libraries included.
 LOGGING: dict[str, Any] = {
-    **LOGGING_CONFIG,
-    "formatters": {
-        **LOGGING_CONFIG["formatters"],
-        "default": {"()": "kit.logs.LineFormatter", "stream": "ext://sys.stderr"},
-    },
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {},
+    "handlers": {"lines": {"class": "kit.logs.LineHandler", "stream": "ext://sys.stderr"}},
+    "loggers": {"_granian": {}, "tasks": {"level": "INFO"}},
+    "root": {"handlers": ["lines"], "level": "WARNING"},
 }
 
 
-def configuration(settings: Settings) -> uvicorn.Config:
-    """How uvicorn is to run the app."""
-    return uvicorn.Config(
-        "main:app",
-        workers=settings.workers,
-        log_config=LOGGING,
-        log_level=settings.log_level,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
-        timeout_keep_alive=settings.keep_alive_timeout,
-    )
+def held_address(settings: Settings) -> tuple[socket.socket, str, int]:
+    """A socket that keeps the address and port of HOST and PORT for the workers, and both of these.
 
-
-def bound_socket(settings: Settings) -> socket.socket:
-    """A socket at HOST and PORT. Raises SettingsError if it can't be had."""
+    Granian shares its port with whoever asks for it by SO_REUSEPORT, so what listens there already
+    has to be found first. Raises SettingsError.
+    """
     host, port = settings.host, settings.port
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((host, port))
-        # Whoever has bound it too, but does not listen yet, is noticed only now.
-        bound.listen()
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found)  # IPv4 before IPv6.
+        with socket.socket(family) as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen()
+            address = listening.getsockname()
+        held = socket.socket(family)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(address)
     except OSError as error:
-        bound.close()
         if error.errno == errno.EADDRINUSE:
             raise SettingsError(
                 f"PORT {port} is in use on {host}: stop what listens there, or set another PORT"
@@ -63,36 +79,136 @@ def bound_socket(settings: Settings) -> socket.socket:
         raise SettingsError(
             f"HOST {host} and PORT {port} can't be listened on ({error.strerror}): set others"
         ) from None
-    return bound
+    return held, str(address[0]), int(address[1])
 
 
-def address(bound: socket.socket) -> str:
-    """The URL of a socket's host and port."""
-    host, port, *_ = bound.getsockname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def check_tls(settings: Settings) -> None:
+    """Raises SettingsError if TLS_CERT and TLS_KEY can't be used."""
+    if settings.tls_cert is None and settings.tls_key is None:
+        return
+    if settings.tls_cert is None or settings.tls_key is None:
+        raise SettingsError("TLS_CERT and TLS_KEY belong together: set both, or neither")
+    try:
+        # A key with a password must not ask for it on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            settings.tls_cert, settings.tls_key, password=""
+        )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "a password"
+        raise SettingsError(f"TLS_CERT and TLS_KEY can't be used ({reason})") from None
+    if "-----BEGIN PRIVATE KEY-----" not in Path(settings.tls_key).read_text():
+        raise SettingsError(
+            "TLS_KEY must be in PKCS#8 form: openssl pkcs8 -topk8 -nocrypt -in KEY makes it"
+        )
+
+
+def connections(settings: Settings) -> int:
+    """MAX_CONNECTIONS, or as many as this process may have open files for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        most = settings.max_connections + OTHER_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    other_files = OTHER_FILES + settings.database_pool_size
+    if most - other_files < settings.max_connections:
+        logger.warning("MAX_CONNECTIONS is above the limit of open files, which is %d", most)
+    return max(1, min(settings.max_connections, most - other_files))
+
+
+def with_root_path(app: ASGIApp, root_path: str) -> ASGIApp:
+    """The app behind a proxy that removes a prefix of each path: it is put in front again."""
+    raw = root_path.encode()
+
+    def prefixed(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == "http":
+            scope["root_path"] = root_path
+            scope["path"] = root_path + scope["path"]
+            scope["raw_path"] = raw + scope["raw_path"]
+        return app(scope, receive, send)
+
+    return prefixed
+
+
+def load_app() -> ASGIApp:
+    """The app as a worker serves it."""
+    settings = get_settings()
+    supervisor = multiprocessing.parent_process()
+
+    def end_with_supervisor() -> None:
+        if supervisor is not None:
+            supervisor.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # A worker whose supervisor was killed would keep the port.
+    threading.Thread(target=end_with_supervisor, daemon=True).start()
+    served = with_root_path(app, settings.root_path) if settings.root_path else app
+    proxied: ASGIApp = wrap_asgi_with_proxy_headers(served, settings.forwarded_allow_ips)
+    return proxied
+
+
+def forget_signals() -> None:
+    """In a worker that has just been forked: a signal ends it until it has handlers of its own.
+
+    With the supervisor's handlers, it would live on.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def serve(settings: Settings, on_startup: Callable[[int], None] | None = None) -> int:
+    """Serve until a signal ends it; the exit status. `on_startup` is called with the port.
+
+    Raises SettingsError.
+    """
+    # Here, for one sentence in place of one from each worker.
+    check_database_settings(settings)
+    check_tls(settings)
+    held, host, port = held_address(settings)
+    tls = settings.tls_cert is not None
+    server = Granian(
+        "main:app",
+        address=host,
+        port=port,
+        interface=Interfaces.ASGI,
+        workers=settings.workers,
+        loop=Loops.uvloop,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=connections(settings),
+        http1_settings=HTTP1Settings(header_read_timeout=settings.keep_alive_timeout * 1000),
+        log_level=LogLevels(settings.log_level),
+        log_dictconfig=LOGGING,
+        ssl_cert=Path(settings.tls_cert) if settings.tls_cert else None,
+        ssl_key=Path(settings.tls_key) if settings.tls_key else None,
+        ssl_protocol_min=SSLProtocols.tls12,
+        respawn_failed_workers=True,
+        workers_kill_timeout=STOP_TIMEOUT,
+    )
+    shown = f"[{host}]" if ":" in host else host
+    logger.info(
+        "serving on http%s://%s:%d with WORKERS=%d", "s" * tls, shown, port, settings.workers
+    )
+    if on_startup is not None:
+        server.on_startup(lambda: on_startup(port))
+    os.register_at_fork(after_in_child=forget_signals)
+    with held:
+        try:
+            server.serve(target_loader=load_app, wrap_loader=False)
+        except SystemExit as end:
+            # A worker that gets the signal as well may end before it is asked to.
+            return 0 if server.interrupt_signal else int(end.code or 0)
+    return 0
 
 
 def main() -> int:
-    """Serve until a signal ends it; the exit status."""
+    """Serve as the settings say; the exit status."""
     logging.config.dictConfig(LOGGING)
     try:
-        settings = get_settings()
-        # Here, for one sentence in place of one from each worker.
-        new_database(settings, TASK_TABLE)
-        bound = bound_socket(settings)
+        return serve(get_settings())
     except SettingsError as error:
         logger.error("%s", error)
-        return STARTUP_FAILURE
-    config = configuration(settings)
-    logger.info("serving on %s with WORKERS=%d", address(bound), settings.workers)
-    with suppress(KeyboardInterrupt):
-        if settings.workers > 1:
-            supervisor = Multiprocess(config, [bound])
-            supervisor.run()
-            failed = any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes)
-            return STARTUP_FAILURE if failed else 0
-        uvicorn.Server(config).run([bound])
-    return 0
+        return REFUSED
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ _HTTP_URL = re.compile(
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+")
 
 
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+
+# Settings of earlier releases, and what has taken their place.
+REMOVED = {"HEADERS_TIMEOUT": "KEEP_ALIVE_TIMEOUT limits the wait for a request's head as well"}
+
+
 class SettingsError(Exception):
     """A setting is missing or bad. The message names it and the cure, and never shows its value."""
 
@@ -72,14 +78,17 @@ class Settings(BaseModel):
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=256)
-    # Open connections of one process.
-    max_connections: int = Field(default=1000, ge=1, le=100_000)
-    # Seconds for a request's headers, from the first byte; and for that, from the connection's
-    # opening.
-    headers_timeout: float = Field(default=10.0, gt=0, le=60)
-    # Seconds that `python -m serve` keeps a connection between two requests. Whoever closes first
-    # may meet a request on its way, so it is longer than a proxy's, whose 60 s are usual.
-    keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
+    # Open connections of one process of `python -m serve`; more wait to be accepted.
+    max_connections: int = Field(default=4096, ge=1, le=100_000)
+    # Seconds that `python -m serve` waits for a request's head, and for the next request on an
+    # idle connection. A proxy in front must close idle connections sooner: whoever closes first may
+    # meet a request on its way.
+    keep_alive_timeout: int = Field(default=60, ge=1, le=60)
+    # The prefix of all paths that a proxy has removed.
+    root_path: str = ""
+    # Files of a certificate chain and its key (PKCS#8), for TLS without a proxy.
+    tls_cert: str | None = None
+    tls_key: str | None = None
     # Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses and networks,
     # comma-separated, or * for all. uvicorn reads it from the environment as well.
     forwarded_allow_ips: str = "127.0.0.1,::1"
@@ -108,6 +117,19 @@ class Settings(BaseModel):
                         "comma-separated, or * alone"
                     ) from None
         return proxies.strip()
+
+    @field_validator("root_path")
+    @classmethod
+    def _prefix(cls, path: str) -> str:
+        path = path.strip().rstrip("/")
+        if path and not _PREFIX.fullmatch(path):
+            raise ValueError("must be a path like /tasks-api")
+        return path
+
+    @field_validator("tls_cert", "tls_key", mode="before")
+    @classmethod
+    def _file(cls, path: object) -> object:
+        return path or None
 
     @field_validator("log_format", "log_level", mode="before")
     @classmethod

@@ -1,28 +1,28 @@
 # [Task]: T054 [From]: specs/decisions.md
-"""The access log: one line for each request, in place of uvicorn's (D32).
+"""The access log: one line for each request, in place of the server's (D32).
 
-Its form is that of the other lines, kit/logs.py; it is made by itself, since a LogRecord and its
-formatter take longer than all of the routing.
+Its form is that of the other lines, kit/logs.py. It makes no LogRecord, which takes longer than all
+of the routing.
 """
 
-import asyncio
 import json
 import logging
 import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, TextIO
+from typing import Any
 
 from starlette.types import Scope
 
-from kit.logs import is_json, is_uvicorns_own, timestamp
+from kit.logs import LineWriter, is_json, timestamp
 from settings import Settings
 
-type Form = Callable[[str, str, str, int, float, str, str], str | None]
+# Of a request: its id, method, route, status, milliseconds, client and user.
+type Tell = Callable[[str, str, str, int, float, str, str], None]
 
 # Where verify_user_access leaves whose request it is, in the request's scope.
 USER = "tasks.user"
@@ -31,24 +31,19 @@ logger = logging.getLogger("tasks.access")
 
 
 class AccessLog:
-    """Writes the lines of one turn of the event loop in one go, at its end and before the answers
-    are sent (server.py), so that whoever has an answer has its line in the log. While it is not
-    open, nothing is logged.
-    """
+    """Writes one line for each request under any server, while it is open."""
 
     def __init__(self) -> None:
-        # Makes a line, or deals with it and gives nothing.
-        self._form: Form | None = None
-        self._stream: TextIO = sys.stdout
-        self._lines: list[str] = []
+        # Writes a line, or makes a record of it.
+        self._tell: Tell | None = None
         self._pseudonym: Callable[[str], str] = str
 
     def note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         """A request is answered, which took so long."""
-        if self._form is None:
+        if self._tell is None:
             return
         route, client, user = scope.get("route"), scope.get("client"), scope.get(USER)
-        line = self._form(
+        self._tell(
             request_id,
             _escaped(scope["method"]),
             "-" if route is None else _escaped(route.path),
@@ -57,62 +52,47 @@ class AccessLog:
             "-" if client is None else _address(client[0], client[1]),
             "-" if user is None else self._pseudonym(user),
         )
-        if line is not None:
-            if not self._lines:
-                asyncio.get_running_loop().call_soon(self.flush)
-            self._lines.append(line)
-
-    def flush(self) -> None:
-        """Write what has been noted. A log that can't be written to stops no service."""
-        if not self._lines:
-            return
-        lines, self._lines = self._lines, []
-        with suppress(OSError, ValueError):
-            self._stream.write("".join(lines))
-            self._stream.flush()
 
     @contextmanager
     def opened(self, settings: Settings) -> Iterator[None]:
-        """Inside, requests are logged: to an operator's handlers of `tasks.access`, else where
-        uvicorn logs them by default. An access log of uvicorn's that an operator set up stays.
+        """Inside, requests are logged: to an operator's handlers of `tasks.access`, else to stdout.
+
+        uvicorn's own line for each request, which has the query in it, is left out.
         """
+        before = self._tell, self._pseudonym
         uvicorns = logging.getLogger("uvicorn.access")
-        own = [handler for handler in uvicorns.handlers if is_uvicorns_own(handler)]
-        before = self._form, self._stream, self._pseudonym, uvicorns.handlers
         self._pseudonym = _pseudonyms(settings)
-        self._form = None
-        if logger.handlers:
-            self._form = _record
-        elif own and logger.isEnabledFor(logging.INFO) and uvicorns.isEnabledFor(logging.INFO):
-            self._stream = own[0].stream
-            self._form = _json if is_json(self._stream) else _text
-        # uvicorn asks with each connection whether it is to log.
-        uvicorns.handlers = [handler for handler in uvicorns.handlers if handler not in own]
-        try:
-            yield
-        finally:
-            self.flush()
-            self._form, self._stream, self._pseudonym, uvicorns.handlers = before
+        with ExitStack() as stack:
+            stack.callback(setattr, uvicorns, "disabled", uvicorns.disabled)
+            uvicorns.disabled = True
+            if logger.handlers:
+                self._tell = _record
+            elif logger.isEnabledFor(logging.INFO):
+                form = _json if is_json(sys.stdout) else _text
+                writer = stack.enter_context(closing(LineWriter(sys.stdout)))
+                self._tell = lambda *parts: writer.write(form(*parts))
+            try:
+                yield
+            finally:
+                self._tell, self._pseudonym = before
 
     @contextmanager
-    def told_to(
-        self, tell: Callable[[str, str, str, int, float, str, str], None]
-    ) -> Iterator[None]:
+    def told_to(self, tell: Tell) -> Iterator[None]:
         """Inside, what is logged of a request is told as well, while the log is open."""
-        form = self._form
-        if form is None:
+        before = self._tell
+        if before is None:
             yield
             return
 
-        def told(*parts: Any) -> str | None:
+        def tell_both(*parts: Any) -> None:
             tell(*parts)
-            return form(*parts)
+            before(*parts)
 
-        self._form = told
+        self._tell = tell_both
         try:
             yield
         finally:
-            self._form = form
+            self._tell = before
 
 
 access_log = AccessLog()

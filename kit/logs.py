@@ -1,29 +1,38 @@
 # [Task]: T004 [From]: specs/requirements.md
-"""The form of a log line, uvicorn's and this service's alike: text for people, JSON for machines.
+"""The form of a log line, text for people and JSON for machines, and how lines are written.
 
-Every line carries the id of the request it belongs to, which kit/middleware.py sets. The line
-that each request gets is written by kit/access_log.py.
+Every line carries the id of the request it belongs to, which kit/middleware.py sets. The line that
+each request gets is made by kit/access_log.py.
 """
 
 import json
 import logging
+import os
 import re
+import select
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, TextIO, TypeIs
-
-from uvicorn.config import LOGGING_CONFIG
+from queue import SimpleQueue
+from select import PIPE_BUF
+from typing import Any, TextIO
 
 from settings import Settings, SettingsError, get_settings
+
+logger = logging.getLogger("tasks.logs")
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
 
 # Seconds without a failure after which an outage is over.
 OUTAGE_QUIET = 1.0
+# Lines that may wait to be written.
+MAX_WAITING = 10_000
+# Seconds that an end of the process waits for them.
+FLUSH_TIMEOUT = 0.5
 
 # What would end a line, move a terminal's cursor or can't be encoded.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -33,11 +42,10 @@ _COLOURS = {"DEBUG": 36, "INFO": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 91}
 class LineFormatter(logging.Formatter):
     """Text on a terminal and JSON otherwise, unless LOG_FORMAT says which.
 
-    The settings are read when a line is formatted, since uvicorn writes some before they are
-    checked.
+    The settings are read when a line is formatted: one line may say that they are refused.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
         self._stream = stream
 
@@ -54,7 +62,7 @@ class LineFormatter(logging.Formatter):
             }
             return json.dumps(line | {"exception": trace} if trace else line)
         level = f"{record.levelname}:"
-        if self._stream.isatty():
+        if self._stream is not None and self._stream.isatty():
             level = f"\x1b[{_COLOURS.get(record.levelname, 0)}m{level}\x1b[0m"
         padding = " " * (8 - len(record.levelname))
         # Indented, so that nothing in it can be taken for a line of its own.
@@ -62,12 +70,12 @@ class LineFormatter(logging.Formatter):
         return f"{level}{padding} [{current_request_id.get()}] {_visible(message)}{indented}"
 
 
-def is_json(stream: TextIO) -> bool:
+def is_json(stream: TextIO | None) -> bool:
     """Whether what is written there is to be JSON."""
     chosen = None
     with suppress(SettingsError):  # Which is one of the lines to come.
         chosen = get_settings().log_format
-    return chosen == "json" if chosen else not stream.isatty()
+    return chosen == "json" if chosen else stream is None or not stream.isatty()
 
 
 def timestamp(seconds: float) -> str:
@@ -84,22 +92,102 @@ def _visible(text: str) -> str:
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def take_over_uvicorns_lines() -> None:
-    """Give uvicorn's lines this service's form, where uvicorn has set them up by its defaults."""
-    for handler in logging.getLogger("uvicorn").handlers:
-        if is_uvicorns_own(handler):
-            handler.setFormatter(LineFormatter(handler.stream))
+class LineWriter:
+    """Writes lines to a file from a thread of its own, which nobody waits for.
+
+    A reader that stalls blocks only that thread. While it does, `MAX_WAITING` lines are kept and
+    further ones dropped. Lines that can't be written are dropped as well. The number of dropped
+    lines is logged when writing works again.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        # A standard stream that is closed at the start is None: each write to -1 fails.
+        self._file = -1 if stream is None else stream.fileno()
+        self._waiting: SimpleQueue[bytes | threading.Event | None] = SimpleQueue()
+        self._dropped = 0
+        self._line_is_broken = False
+        self._thread = threading.Thread(target=self._write_all, daemon=True)
+        self._thread.start()
+
+    def write(self, line: str) -> None:
+        """Take a line, or drop it if too many wait already. It ends with a line break."""
+        if self._waiting.qsize() < MAX_WAITING:
+            self._waiting.put(line.encode())
+        else:
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Wait until all lines are written, at most `FLUSH_TIMEOUT`."""
+        # After a fork, the thread exists in the parent process only.
+        if self._thread.is_alive():
+            written = threading.Event()
+            self._waiting.put(written)
+            written.wait(FLUSH_TIMEOUT)
+
+    def close(self) -> None:
+        """Write what waits, as `flush` does, and end."""
+        self.flush()
+        self._waiting.put(None)
+
+    def _write_all(self) -> None:
+        while True:
+            items = [self._waiting.get()]
+            items += [self._waiting.get() for _ in range(self._waiting.qsize())]
+            # Several workers may write to one pipe, where PIPE_BUF bytes stay in one piece.
+            lines = b""
+            for item in items:
+                if not isinstance(item, bytes) or len(lines) + len(item) > PIPE_BUF:
+                    self._write(lines)
+                    lines = b""
+                if item is None:
+                    return
+                if isinstance(item, bytes):
+                    lines += item
+                else:
+                    item.set()
+            self._write(lines)
+
+    def _write(self, lines: bytes) -> None:
+        left = b"\n" * self._line_is_broken + lines
+        try:
+            while left:
+                try:
+                    left = left[os.write(self._file, left) :]
+                except BlockingIOError:  # Whoever started this process made the file so.
+                    select.select((), (self._file,), ())
+        except OSError:
+            self._line_is_broken |= len(left) < len(lines)
+            self._dropped += left.count(b"\n")
+            return
+        self._line_is_broken = False
+        if self._dropped and self._waiting.qsize() < MAX_WAITING / 2:
+            dropped, self._dropped = self._dropped, 0
+            logger.warning("%d log lines were dropped: they could not be written in time", dropped)
 
 
-def is_uvicorns_own(handler: logging.Handler) -> TypeIs[logging.StreamHandler[TextIO]]:
-    """Whether it is as uvicorn makes it by default, and so no operator's."""
-    formatter = handler.formatter
-    made = f"{type(formatter).__module__}.{type(formatter).__qualname__}"
-    form = getattr(formatter, "_fmt", None)
-    defaults = LOGGING_CONFIG["formatters"].values()
-    return isinstance(handler, logging.StreamHandler) and any(
-        (made, form) == (default["()"], default["fmt"]) for default in defaults
-    )
+class LineHandler(logging.Handler):
+    """Writes records in this service's form, by a LineWriter."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__()
+        self.setFormatter(LineFormatter(stream))
+        self._writer = LineWriter(stream)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Format a record and take it to be written."""
+        try:
+            self._writer.write(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """As LineWriter's."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """End the writer."""
+        self._writer.close()
+        super().close()
 
 
 @contextmanager
@@ -115,21 +203,17 @@ def service_logs(settings: Settings) -> Iterator[None]:
         record.request_id = current_request_id.get()
         return record
 
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    service, server = logging.getLogger("tasks"), logging.getLogger("uvicorn.error")
+    service = logging.getLogger("tasks")
     with ExitStack() as restored:
         logging.setLogRecordFactory(make_record_with_id)
         restored.callback(logging.setLogRecordFactory, make_record)
         if service.level == logging.NOTSET:
-            service.setLevel(level)
+            service.setLevel(settings.log_level.upper())
             restored.callback(service.setLevel, logging.NOTSET)
-        if server.level < level:
-            restored.callback(server.setLevel, server.level)
-            server.setLevel(level)
         if not service.hasHandlers():
-            own_handler = logging.StreamHandler()
-            own_handler.setFormatter(LineFormatter(sys.stderr))
+            own_handler = LineHandler(sys.stderr)
             service.addHandler(own_handler)
+            restored.callback(own_handler.close)
             restored.callback(service.removeHandler, own_handler)
         yield
 

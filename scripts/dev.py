@@ -12,12 +12,12 @@ import socket
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 from urllib.parse import quote
 
 import jwt
-import uvicorn
 
-from serve import bound_socket, configuration
+from serve import serve
 from settings import SettingsError, get_settings
 
 ROOT = Path(__file__).parent.parent
@@ -70,17 +70,13 @@ def openapi_document() -> str:
     return json.dumps(app.openapi(), indent=2, ensure_ascii=False)
 
 
-class DevelopmentServer(uvicorn.Server):
-    """uvicorn, which says what to do next once it serves."""
-
-    def __init__(self, config: uvicorn.Config, host: str) -> None:
-        super().__init__(config)
-        self._host = host
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and sockets:
-            print(first_steps(self._host, sockets[0].getsockname()[1]), flush=True)
+def print_first_steps(host: str, port: int) -> None:
+    """Say what to do next, once the service listens."""
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((host, port)):
+            break
+        time.sleep(0.05)
+    print(first_steps(host, port), flush=True)
 
 
 def main() -> int:
@@ -105,12 +101,12 @@ def main() -> int:
                 print(openapi_document())
             case "run":
                 where = {"host": arguments.host, "port": arguments.port, "workers": 1}
-                settings = get_settings().model_copy(update=where)
-                bound = bound_socket(settings)
-                server = DevelopmentServer(configuration(settings), arguments.host)
-                with contextlib.suppress(KeyboardInterrupt):
-                    server.run([bound])
-                return 0 if server.started else 3
+                return serve(
+                    get_settings().model_copy(update=where),
+                    lambda port: Thread(
+                        target=print_first_steps, args=(arguments.host, port), daemon=True
+                    ).start(),
+                )
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 3

@@ -22,7 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 # Not kit/telemetry/ and those whose tests start a process for each case.
 SOURCES = ("*.py", "kit/*.py", "kit/database/*.py", "middleware/*.py", "routes/*.py", "tasks/*.py")
-SLOW = ("main.py", "serve.py", "server.py", "connections.py")
+SLOW = ("main.py", "serve.py")
 # Tests that tell of a module, beside those that mirror it.
 ALSO = {
     "tasks/queries.py": ["tests/test_models.py", "tests/tasks/test_lists.py"],

@@ -35,9 +35,10 @@ _LIBRARIES = (
     "sqlalchemy.dialects.postgresql.asyncpg",
     "sqlalchemy.dialects.sqlite.aiosqlite",
     "sqlmodel.ext.asyncio.session",
+    "granian",
     "uvicorn.lifespan.on",
     "uvicorn.main",
-    "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.http.h11_impl",
     "uvloop",
 )
 

@@ -1,5 +1,5 @@
 # [Task]: T015 [From]: specs/requirements.md
-"""The service as users run it: a uvicorn process of its own, its log, and its databases."""
+"""The service as users run it: a server process of its own, its log, and its databases."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ import re
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -42,28 +42,26 @@ def until[T](probe: Callable[[], T | None]) -> T:
 
 
 class Service:
-    """A `uvicorn main:app` on a free port, its working directory and log in `folder`.
+    """A `python -m serve` on a free port, its working directory and log in `folder`.
 
-    `arguments` are further ones for uvicorn, such as `--workers`; `sources` where the app is. With
-    `serve` it is a `python -m serve`.
+    With `uvicorn` it is a `uvicorn main:app` with these arguments. `sources` is where the app is.
     """
 
     def __init__(
         self,
         folder: Path,
         environment: Mapping[str, str],
-        *arguments: str,
+        *,
+        uvicorn: Sequence[str] | None = None,
         sources: Path = ROOT,
-        serve: bool = False,
     ) -> None:
         self._log = folder / f"service-{secrets.token_hex(4)}.log"
-        command = ["uvicorn", "main:app", "--app-dir", str(sources), "--port", "0", *arguments]
-        environment = {"PATH": os.environ["PATH"], "LOG_FORMAT": "text", **environment}
-        if serve:
-            command = ["serve", *arguments]
-            environment = {"PYTHONPATH": str(sources), "PORT": "0", **environment}
-        # A process group of its own, so that `kill` reaches uvicorn's workers too.
-        self.process = start(command, folder, environment, self._log)
+        common = {"PATH": os.environ["PATH"], "PYTHONPATH": str(sources), "LOG_FORMAT": "text"}
+        command = ["serve"]
+        if uvicorn is not None:
+            command = ["uvicorn", "main:app", "--port", "0", *uvicorn]
+        # A process group of its own, so that `kill` reaches workers too.
+        self.process = start(command, folder, {"PORT": "0", **common, **environment}, self._log)
         self.port = 0
 
     def log(self) -> str:
@@ -74,7 +72,7 @@ class Service:
 
         def lines() -> list[str] | None:
             found = [line for line in self.log().splitlines() if request_id in line]
-            return found if found and " ms client=" in found[-1] else None
+            return found if any(" ms client=" in line for line in found) else None
 
         return until(lines)
 
@@ -90,7 +88,7 @@ class Service:
 
     def _find_port(self) -> str | None:
         assert self.process.poll() is None, self.log()
-        found = re.search(r"(?:running|serving) on http://127\.0\.0\.1:(\d+)", self.log())
+        found = re.search(r"(?:running|serving) on https?://127\.0\.0\.1:(\d+)", self.log())
         return found and found[1]
 
     def client(self) -> httpx.AsyncClient:
@@ -108,10 +106,10 @@ class Service:
 
 
 def serving(
-    folder: Path, *arguments: str, **environment: str
+    folder: Path, *, uvicorn: Sequence[str] | None = None, **environment: str
 ) -> contextlib.AbstractContextManager[Service]:
     """A service with the suite's secret, from its first answer to its end by force."""
-    return running(Service(folder, {"BETTER_AUTH_SECRET": SECRET, **environment}, *arguments))
+    return running(Service(folder, {"BETTER_AUTH_SECRET": SECRET, **environment}, uvicorn=uvicorn))
 
 
 @contextlib.contextmanager

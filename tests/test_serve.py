@@ -14,14 +14,11 @@ import pytest
 from service import PATIENCE, PLAIN, Service, running, until
 from support import SECRET, sign
 
-from serve import bound_socket
-from settings import Settings, SettingsError
-
 ENVIRONMENT = {"BETTER_AUTH_SECRET": SECRET}
 
 
 def started(folder: Path, **environment: str) -> Service:
-    return Service(folder, {**ENVIRONMENT, **environment}, serve=True)
+    return Service(folder, {**ENVIRONMENT, **environment})
 
 
 def refused(folder: Path, **environment: str) -> str:
@@ -42,7 +39,7 @@ class TestProcesses:
     @pytest.fixture
     def service(self, tmp_path: Path, workers: int) -> Iterator[Service]:
         with running(started(tmp_path, WORKERS=f"{workers}", LOG_FORMAT="json")) as service:
-            until(lambda: service.log().count("startup complete") == workers)
+            until(lambda: service.log().count("Started worker") == workers)
             yield service
 
     def test_serve(self, service: Service) -> None:
@@ -111,8 +108,3 @@ class TestRefusedStart:
         [line] = refused(tmp_path, **{"WORKERS": workers, name: value}).splitlines()
         assert re.search(rf"\b{name} ", line)
         assert "Traceback" not in line
-
-    def test_leaves_no_socket_behind(self) -> None:
-        settings = Settings.model_validate({"better_auth_secret": SECRET, "host": "192.0.2.1"})
-        with pytest.raises(SettingsError, match="can't be listened on"):
-            bound_socket(settings)

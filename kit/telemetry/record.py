@@ -46,7 +46,7 @@ _SEVERITIES = {
     "CRITICAL": SeverityNumber.FATAL,
 }
 # Whose records are sent, besides those that they hand on.
-_LOGGERS = ("tasks", "uvicorn.error")
+_LOGGERS = ("tasks", "_granian", "uvicorn.error")
 
 
 class Guard(Protocol):

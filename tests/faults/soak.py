@@ -252,8 +252,9 @@ class Stage:
             "BETTER_AUTH_SECRET": SECRET,
             "DATABASE_URL": self._proxy.url(self._url),
             "DATABASE_POOL_SIZE": str(POOL),
+            "PORT": self._port,
         }
-        self.services.append(Service(self._folder, environment, "--port", self._port))
+        self.services.append(Service(self._folder, environment))
         self.service.wait_for_health()
 
     async def fault(self, *, restarts: bool) -> str:

@@ -618,7 +618,7 @@ class TestPoint12FourProcesses:
         self, tmp_path: Path, server: PostgreSQL, empty_url: str
     ) -> None:
         before = len(server.log())
-        with serving(tmp_path, "--workers", "4", DATABASE_URL=empty_url) as service:
+        with serving(tmp_path, WORKERS="4", DATABASE_URL=empty_url) as service:
 
             async def all_started() -> bool:
                 return service.log().count("startup complete") == 4

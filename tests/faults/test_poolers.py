@@ -181,9 +181,7 @@ class TestOldPooler:
         # Without names of its own in the start-up's path: `prepared statement "__asyncpg_stmt_1__"
         # already exists`, from four workers at once, and ever after from each that starts anew.
         for _ in range(2):
-            with serving(
-                tmp_path, "--workers", "4", DATABASE_URL=f"{pooled_url}?{cure}"
-            ) as service:
+            with serving(tmp_path, WORKERS="4", DATABASE_URL=f"{pooled_url}?{cure}") as service:
                 async with service.client() as http:
                     answers = await asyncio.gather(
                         *(Caller(http, f"user {n}").get() for n in range(CLIENTS))

@@ -415,7 +415,7 @@ class TestConnections:
                 for server in (url, replica_url):
                     peaks[server] = max(peaks[server], await backends(server))
 
-        with serving(tmp_path, "--workers", str(workers), **environment) as service:
+        with serving(tmp_path, WORKERS=str(workers), **environment) as service:
             async with service.client() as http:
                 alice = someone(http)
                 await alice.add()

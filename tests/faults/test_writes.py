@@ -55,7 +55,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[Serv
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory, server: PostgreSQL) -> Iterator[Service]:
     url = create_database(server)
-    with serving(tmp_path_factory.mktemp("service"), "--workers", "2", DATABASE_URL=url) as service:
+    with serving(tmp_path_factory.mktemp("service"), WORKERS="2", DATABASE_URL=url) as service:
         yield service
 
 
@@ -261,9 +261,8 @@ class TestPoint5Sigterm:
 
     @pytest.fixture
     def service(self, tmp_path: Path, url: str, workers: int) -> Iterator[Service]:
-        arguments = ["--workers", str(workers)] if workers > 1 else []
         environment = {"DATABASE_URL": url, "DATABASE_STATEMENT_TIMEOUT": "3"}
-        with serving(tmp_path, *arguments, **environment) as service:
+        with serving(tmp_path, WORKERS=str(workers), **environment) as service:
             yield service
 
     async def test_lets_what_is_in_flight_succeed(

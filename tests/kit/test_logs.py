@@ -1,35 +1,34 @@
 # [Task]: T020 [From]: specs/requirements.md
-"""One form for all lines, uvicorn's and this service's, with the id of their request."""
+"""One form for all lines, with the id of their request, and lines that can't be written."""
 
 import asyncio
 import io
 import json
 import logging
-import pkgutil
+import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any, TextIO
 
 import pytest
 from support import Caller
-from uvicorn.config import LOGGING_CONFIG
-from uvicorn.logging import DefaultFormatter
 
-from kit.logs import Outage, current_request_id, service_logs, take_over_uvicorns_lines, timestamp
+from kit.logs import (
+    LineFormatter,
+    LineHandler,
+    LineWriter,
+    Outage,
+    current_request_id,
+    service_logs,
+    timestamp,
+)
 from settings import get_settings
 
 ID = "id-of-the-request"
-
-
-def uvicorn_handler(name: str) -> tuple[logging.StreamHandler[io.StringIO], io.StringIO]:
-    """A handler as uvicorn configures it, and what it writes to."""
-    formatter = dict(LOGGING_CONFIG["formatters"][LOGGING_CONFIG["handlers"][name]["formatter"]])
-    make: Callable[..., logging.Formatter] = pkgutil.resolve_name(formatter.pop("()"))
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(make(**formatter | {"use_colors": False}))
-    return handler, stream
 
 
 @pytest.fixture
@@ -123,13 +122,12 @@ class Terminal(io.StringIO):
         return True
 
 
-class TestUvicorn:
+class TestForm:
     def said(self, stream: io.StringIO, *arguments: object) -> str:
-        """What uvicorn's logger, set up by its defaults and taken over, writes there."""
-        handler, _ = uvicorn_handler("default")
-        handler.setStream(stream)
-        with handlers_of("uvicorn", handler) as logger:
-            take_over_uvicorns_lines()
+        """What a logger writes there."""
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(LineFormatter(stream))
+        with handlers_of("library", handler) as logger:
             logger.log(*arguments)
         return stream.getvalue()
 
@@ -142,7 +140,7 @@ class TestUvicorn:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
         assert line == {
             "level": "warning",
-            "logger": "uvicorn",
+            "logger": "library",
             "message": "hello you",
             "request_id": request_id,
         }
@@ -178,11 +176,9 @@ class TestUvicorn:
         try:
             raise ValueError("why\nERROR:    [x] forged")
         except ValueError:
-            stream = io.StringIO()
-            handler, _ = uvicorn_handler("default")
-            handler.setStream(stream)
-            with handlers_of("uvicorn", handler) as logger:
-                take_over_uvicorns_lines()
+            handler = logging.StreamHandler(stream := io.StringIO())
+            handler.setFormatter(LineFormatter(stream))
+            with handlers_of("library", handler) as logger:
                 logger.exception("it failed")
         said = stream.getvalue()
         if form == "json":
@@ -203,29 +199,6 @@ class TestUvicorn:
         line = json.loads(self.said(io.StringIO(), logging.ERROR, "LOG_FORMAT is not usable"))
         assert line["message"] == "LOG_FORMAT is not usable"
 
-    def test_format_of_an_operator_stays_as_it_was(self) -> None:
-        handler, stream = uvicorn_handler("default")
-        handler.setFormatter(DefaultFormatter("mine: %(message)s", use_colors=False))
-        with handlers_of("uvicorn", handler) as logger:
-            take_over_uvicorns_lines()
-            logger.info("hello")
-        assert stream.getvalue() == "mine: hello\n"
-
-    def test_foreign_formatter_is_left_alone(self) -> None:
-        class Own(DefaultFormatter):
-            """An operator's, which only looks like uvicorn's."""
-
-        foreign = [logging.Formatter("%(request_id)s|%(message)s"), Own("%(message)s"), None]
-        handlers = [logging.StreamHandler(io.StringIO()) for _ in foreign]
-        for handler, formatter in zip(handlers, foreign, strict=True):
-            handler.setFormatter(formatter)
-        with handlers_of("uvicorn", *handlers) as logger:
-            take_over_uvicorns_lines()
-            with service_logs(get_settings()):
-                assert [handler.formatter for handler in handlers] == foreign
-                logger.info("hello")
-        assert handlers[0].stream.getvalue() == "-|hello\n"
-
 
 class TestLevel:
     @pytest.mark.parametrize(
@@ -245,15 +218,6 @@ class TestLevel:
                 getattr(logging.getLogger("tasks.db"), name)("hello")
         assert len(caplog.records) == shown
 
-    def test_is_uvicorns_too_if_that_is_lower(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("LOG_LEVEL", "warning")
-        with level_of("uvicorn.error", logging.INFO) as server:
-            with service_logs(get_settings()):
-                assert server.level == logging.WARNING
-            assert server.level == logging.INFO
-        with level_of("uvicorn.error", logging.ERROR) as server, service_logs(get_settings()):
-            assert server.level == logging.ERROR
-
 
 class TestService:
     @pytest.fixture(autouse=True)
@@ -263,29 +227,29 @@ class TestService:
             yield
 
     def test_lines_are_shown_where_nothing_else_handles_them(
-        self, request_id: str, capsys: pytest.CaptureFixture[str]
+        self, request_id: str, capfd: pytest.CaptureFixture[str]
     ) -> None:
         with handlers_of(None), service_logs(get_settings()):
             logging.getLogger("tasks.db").info("hello")
-        line = json.loads(capsys.readouterr().err)
+        line = json.loads(capfd.readouterr().err)
         assert (line["message"], line["request_id"]) == ("hello", request_id)
 
-    def test_lines_are_shown_once(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_lines_are_shown_once(self, capfd: pytest.CaptureFixture[str]) -> None:
         with handlers_of(None), service_logs(get_settings()), service_logs(get_settings()):
             assert len(logging.getLogger("tasks").handlers) == 1
             logging.getLogger("tasks.db").info("hello")
-        assert capsys.readouterr().err.count("hello") == 1
+        assert capfd.readouterr().err.count("hello") == 1
 
-    def test_lines_go_to_the_operators_handlers(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_lines_go_to_the_operators_handlers(self, capfd: pytest.CaptureFixture[str]) -> None:
         stream = io.StringIO()
         with handlers_of(None, logging.StreamHandler(stream)), service_logs(get_settings()):
             assert logging.getLogger("tasks").handlers == []
             logging.getLogger("tasks.db").info("hello")
         assert stream.getvalue() == "hello\n"
-        assert capsys.readouterr().err == ""
+        assert capfd.readouterr().err == ""
 
     def test_lines_go_to_an_operators_handler_of_its_own(
-        self, capsys: pytest.CaptureFixture[str]
+        self, capfd: pytest.CaptureFixture[str]
     ) -> None:
         stream = io.StringIO()
         own = logging.StreamHandler(stream)
@@ -296,17 +260,17 @@ class TestService:
         ):
             logging.getLogger("tasks.db").info("hello")
         assert stream.getvalue() == "hello\n"
-        assert capsys.readouterr().err == ""
+        assert capfd.readouterr().err == ""
 
     def test_lines_are_shown_though_the_root_is_at_warning(
-        self, capsys: pytest.CaptureFixture[str]
+        self, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """As it is where nobody has configured logging."""
         with handlers_of(None) as root, level_of("tasks", logging.NOTSET):
             root.setLevel(logging.WARNING)
             with service_logs(get_settings()):
                 logging.getLogger("tasks.db").info("hello")
-        assert "hello" in capsys.readouterr().err
+        assert "hello" in capfd.readouterr().err
 
     @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING, logging.CRITICAL])
     def test_operators_level_is_left_alone(self, level: int) -> None:
@@ -334,6 +298,88 @@ class TestAfterwards:
             assert logging.getLogRecordFactory() is factory
             assert service.handlers == []
             assert service.level == logging.NOTSET
+
+
+class TestLineWriter:
+    """A pipe holds 64 KiB of what nobody reads."""
+
+    LINE = f"{'x' * 999}\n"
+
+    @pytest.fixture
+    def pipe(self) -> Iterator[tuple[int, TextIO]]:
+        reader, writer = os.pipe()
+        with os.fdopen(writer, "w") as stream:
+            yield reader, stream
+
+    def read(self, reader: int, count: int) -> list[str]:
+        """So many lines."""
+        text = b""
+        while text.count(b"\n") < count:
+            text += os.read(reader, 1 << 20)
+        return text.decode().splitlines()
+
+    def test_keeps_lines_in_order(self, pipe: tuple[int, TextIO]) -> None:
+        with closing(LineWriter(pipe[1])) as writer:
+            for number in range(1000):
+                writer.write(f"{number}\n")
+            assert self.read(pipe[0], 1000) == [f"{number}" for number in range(1000)]
+
+    def test_drops_and_counts_what_a_stalled_reader_leaves(
+        self,
+        pipe: tuple[int, TextIO],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr("kit.logs.MAX_WAITING", 10)
+        with closing(LineWriter(pipe[1])) as writer:
+            for _ in range(1000):
+                writer.write(self.LINE)
+            reading = Thread(target=self.read, args=(pipe[0], 90), daemon=True)
+            reading.start()
+            # A line that finds room again is followed by the count.
+            while not caplog.records:
+                time.sleep(0.01)
+                writer.write("again\n")
+        dropped = int(re.findall(r"^(\d+) log lines", caplog.messages[0])[0])
+        assert 800 < dropped <= 1000
+
+    def test_goes_on_after_a_full_disk(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with open("/dev/full", "w") as full, open(tmp_path / "log", "w") as good:
+            writer = LineWriter(full)
+            for _ in range(3):
+                writer.write(self.LINE)
+            writer.flush()
+            assert not caplog.records
+            os.dup2(good.fileno(), full.fileno())
+            writer.write("again\n")
+            writer.close()
+        assert (tmp_path / "log").read_text() == "again\n"
+        assert caplog.messages == ["3 log lines were dropped: they could not be written in time"]
+
+    @pytest.mark.parametrize("closed", ["reader", "stream"])
+    def test_outlives_a_closed_log(self, closed: str, pipe: tuple[int, TextIO]) -> None:
+        if closed == "reader":
+            os.close(pipe[0])
+        with closing(LineWriter(pipe[1] if closed == "reader" else None)) as writer:
+            writer.write(self.LINE)
+
+    def test_waits_where_writes_are_refused_at_first(self, pipe: tuple[int, TextIO]) -> None:
+        os.set_blocking(pipe[1].fileno(), False)
+        with closing(LineWriter(pipe[1])) as writer:
+            for _ in range(200):
+                writer.write(self.LINE)
+            assert len(self.read(pipe[0], 200)) == 200
+
+    def test_end_waits_for_no_reader(self, pipe: tuple[int, TextIO]) -> None:
+        handler = LineHandler(pipe[1])
+        with handlers_of("library", handler) as logger:
+            for _ in range(100):
+                logger.info("x" * 1000)
+            began = time.monotonic()
+            handler.close()
+            assert time.monotonic() - began < 5
 
 
 class TestOutage:

@@ -212,7 +212,7 @@ class TestService:
         trace = found[line].trace_id
         assert found["404 Task not found: "].trace_id == trace
         until(lambda: any(span.trace_id == trace for span in collector.spans("SELECT task")))
-        assert collector.records("uvicorn.error")
+        assert collector.records("_granian")
 
     async def test_tells_nobodys_business(
         self, client: httpx.AsyncClient, collector: Collector

@@ -22,10 +22,10 @@ unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .PHONY: help run token migrate test mutants faults distributed soak e2e fuzz container client
-.PHONY: bench bench-growth bench-biglist bench-migration bench-distributed check format clean
+.PHONY: generators bench bench-growth bench-biglist bench-migration bench-distributed check format clean
 
 help: ## list these commands
-	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(BIN)/.ready .env ## start the service on SQLite, and print a curl line to try it (PORT=8000)
 	@$(BIN)/python -m scripts.dev run --host $(HOST) --port $(PORT)
@@ -88,6 +88,9 @@ bench-distributed: $(BIN)/.ready ## measure what a statement costs on Citus, bes
 client: $(BIN)/.ready ## write specs/openapi.json, and the TypeScript types that are made from it
 	scripts/client.sh
 
+generators: $(BIN)/.ready ## generate clients in Go and Kotlin from it, and read them; needs Java
+	$(UV) run --locked --group generators pytest tests/generators
+
 migrate: $(BIN)/.ready ## bring the tables of DATABASE_URL up to date (the service does at its start, too)
 	$(BIN)/alembic upgrade head
 
@@ -106,7 +109,7 @@ format: $(BIN)/.ready ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what was installed, but neither .env nor the tasks
-	rm -rf benchmarks/fastify/node_modules examples/better-auth/node_modules
+	rm -rf benchmarks/fastify/node_modules examples/better-auth/node_modules tests/e2e/clients/node_modules
 	rm -rf .venv .uv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 
 .env: | $(BIN)/.ready

@@ -58,6 +58,11 @@ if (stale.error && "detail" in stale.error) {
 const completed = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params: task });
 console.log(`PATCH: ${completed.data?.completed}`);
 
+const refused = await client.POST("/api/{user_id}/tasks", { params: user, body: { title: " " } });
+if (refused.error && Array.isArray(refused.error.detail)) {
+  console.log(`POST ${refused.response.status}: ${refused.error.detail.map(({ msg }) => msg)}`);
+}
+
 const deleted = await client.DELETE("/api/{user_id}/tasks/{task_id}", { params: task });
 const gone = await client.DELETE("/api/{user_id}/tasks/{task_id}", { params: task });
 console.log(`DELETE ${deleted.response.status}, then ${gone.response.status}`);

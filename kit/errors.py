@@ -144,7 +144,7 @@ class DatabaseUnavailable(Unavailable):
 
 
 class StatementTimeout(DatabaseUnavailable):
-    """This statement took too long, met a lock or lacks an index; others may be served."""
+    """One statement took too long, met a lock, gave way or lacks an index. Others may succeed."""
 
     log_level = logging.WARNING
 

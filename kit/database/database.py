@@ -61,6 +61,8 @@ class Database:
         # Set by tables.py: in older tables, what is written might not mean what it says.
         self.tables_ready = False
         self.seen_working = False
+        # For statements that are run again because they had to give way to each other.
+        self.turn = asyncio.Lock()
         # Set where statements are recorded: kit/telemetry/record.py.
         self.statement_span: StatementSpan | None = None
         # Called after each answer, which shows that the database is awake.
@@ -166,8 +168,10 @@ class Database:
                 yield connection
             return
         patient = create_engine(self.settings, statement_timeout=None)
+        # Whatever the server's default is: what others did before the lock was free is to be seen.
+        committed = patient.execution_options(isolation_level="READ COMMITTED")
         try:
-            async with patient.begin() as connection:
+            async with committed.begin() as connection:
                 await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({TABLES_LOCK})")
                 await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
                 yield connection

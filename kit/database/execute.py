@@ -16,7 +16,13 @@ from sqlalchemy import Dialect, Select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from kit.database.database import Core, Database, Session
-from kit.database.failures import DRIVER_ERRORS, database_errors, nothing_sent, shard_has_moved
+from kit.database.failures import (
+    DRIVER_ERRORS,
+    database_errors,
+    is_conflict,
+    nothing_sent,
+    shard_has_moved,
+)
 from kit.database.pool import AtHand, give_back, take
 from kit.errors import DatabaseUnavailable
 
@@ -29,6 +35,8 @@ _NAME_LOST = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedSta
 _TABLE_CHANGED = asyncpg.exceptions.InvalidCachedStatementError
 # Seconds within which a statement may be run again.
 REPEAT_WITHIN = 0.5
+# Seconds before a statement is run again that gave way to another transaction.
+CONFLICT_PAUSE = 0.003
 # Seconds within which a replica that fails leaves the primary time enough.
 AT_ONCE = 0.1
 # Seconds a connection has to answer again after its statement was cut off.
@@ -112,6 +120,8 @@ class Statement:
             try:
                 records = await self._run_once(database, values)
             except DRIVER_ERRORS as error:
+                if is_conflict(error):
+                    return await self._repeat(database, values, error)
                 losses += isinstance(error, _CONNECTION_LOST)
                 harmless = _not_begun(error) or (isinstance(error, _CONNECTION_LOST) and losses < 2)
                 if not harmless or time.monotonic() > deadline:
@@ -120,6 +130,32 @@ class Statement:
             else:
                 database.works()
                 return records
+
+    async def _repeat(
+        self, database: Database, values: Mapping[str, object], error: Exception
+    ) -> Sequence[Record]:
+        """Run again what the database rolled back in favour of another transaction."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + REPEAT_WITHIN
+        while is_conflict(error) and now() < deadline:
+            await asyncio.sleep(CONFLICT_PAUSE)
+            # One at a time: at once, all but one would give way again.
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await database.turn.acquire()
+            except TimeoutError:
+                break
+            try:
+                records = await self._run_once(database, values)
+            except DRIVER_ERRORS as again:
+                error = again
+            else:
+                database.works()
+                return records
+            finally:
+                database.turn.release()
+        database.note(error)
+        raise error
 
     async def _run_once(self, database: Database, values: Mapping[str, object]) -> Sequence[Record]:
         connection = await take(database.engine)

@@ -36,7 +36,7 @@ _REASONS = {
     "26000": _POOLER_HINT,
     "28P01": "the password in {setting} is wrong",
     "28": "the server refuses the user of {setting}",
-    "40": "the statement had to give way, on a replica to what its primary has changed",
+    "40": "the statement had to give way to another transaction",
     "3D000": "{setting} names a database that does not exist",
     "3F000": "the user of {setting} may use no schema to keep the table task in",
     "42501": "the user of {setting} lacks a privilege on the table task or its schema",
@@ -51,6 +51,8 @@ _REASONS = {
 }
 # These tell of one statement, and nothing of the database.
 _OF_ONE_STATEMENT = ("42P10", "55P03", "57014")
+# Two transactions could not both be done; the database rolled this one back. SQLite's is by code.
+_CONFLICTS = ("40001", "40P01", sqlite3.SQLITE_BUSY_SNAPSHOT)
 # The one foreign key is the owner's: tables.py.
 _FOREIGN_KEY_VIOLATION = "23503"
 
@@ -72,7 +74,7 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
     DatabaseUnavailable, as StatementTimeout where it is one statement that can't be done in time.
     InvalidToken for a task of a user who is no longer there: the token has outlived its user.
     """
-    cause = error.orig if isinstance(error, DBAPIError) else error
+    cause = driver_error(error)
     state = getattr(cause, "sqlstate", None)
     if state == _FOREIGN_KEY_VIOLATION:
         return InvalidToken("its user has been deleted")
@@ -81,7 +83,7 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
         return None
     # The first line: what comes after it is asyncpg's advice.
     said = str(cause).partition("\n")[0]
-    of_one = type(cause) is TimeoutError or state in _OF_ONE_STATEMENT
+    of_one = type(cause) is TimeoutError or state in _OF_ONE_STATEMENT or is_conflict(cause)
     kind = StatementTimeout if of_one else DatabaseUnavailable
     return kind(f"{reason.format(setting=setting)} ({type(cause).__name__}: {said})")
 
@@ -98,7 +100,7 @@ def _reason(cause: BaseException | None, state: str | None) -> str | None:
             return "SQLite can't open, lock or write its file"
         case sqlite3.Error():
             return None
-        case EmulatedDBAPIException(orig=asyncpg.TargetServerAttributeNotMatched()):
+        case asyncpg.TargetServerAttributeNotMatched():
             return "no host of {setting} is what its target_session_attrs asks for"
         case asyncpg.InterfaceError() | asyncpg.InternalClientError() if not nothing_sent(cause):
             return None  # A call that the driver refuses.
@@ -108,6 +110,21 @@ def _reason(cause: BaseException | None, state: str | None) -> str | None:
             return "it did not answer in time"
         case _:
             return "it can't be reached"
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether the database rolled it back in favour of another transaction: it can be repeated."""
+    error = driver_error(error)
+    return getattr(error, "sqlstate", None) in _CONFLICTS or (
+        isinstance(error, sqlite3.Error) and sqlite_code(error) in _CONFLICTS
+    )
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """The driver's own error, without what SQLAlchemy puts around it."""
+    while (inner := getattr(error, "orig", None)) is not None:
+        error = inner
+    return error
 
 
 def nothing_sent(error: BaseException) -> bool:

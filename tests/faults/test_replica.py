@@ -241,10 +241,9 @@ class TestReplica:
                 await replica.execute("SELECT pg_reload_conf()")
         answers = reads.result()
         assert_in_time(answers)
+        # They are run again, which takes them another second: more than there is time for in turn.
         assert statuses(answers).keys() <= {200, 503}
-        [line] = complaints(service, since)
-        assert "DATABASE_READ_URL" in line
-        assert "SerializationError: canceling statement due to conflict with recovery" in line
+        assert "the replica of DATABASE_READ_URL does not serve" not in service.log()[since:]
         assert await listed(alice) == [task]
         await eventually(lambda: site.is_read_from(alice), RECOVERY)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from databases import execute
 from postgresql import PostgreSQL
 from service import Service, create_database, serving
 from support import Caller, assert_error, sign
@@ -25,6 +26,7 @@ from faults.stage import (
     assert_no_traceback,
     at_once,
     backends,
+    complaints,
     connected,
     eventually,
     listed,
@@ -52,9 +54,13 @@ def service(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[Serv
         yield service
 
 
-@pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory, server: PostgreSQL) -> Iterator[Service]:
+@pytest.fixture(scope="module", params=["read committed", "repeatable read"])
+def two_workers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, server: PostgreSQL
+) -> Iterator[Service]:
     url = create_database(server)
+    isolation = f"default_transaction_isolation = '{request.param}'"
+    asyncio.run(execute(url, f"ALTER DATABASE {url.rpartition('/')[2]} SET {isolation}"))
     with serving(tmp_path_factory.mktemp("service"), WORKERS="2", DATABASE_URL=url) as service:
         yield service
 
@@ -145,7 +151,9 @@ class TestPoint3WritesAtOnce:
         """What keeps order must lie in the database."""
         return two_workers
 
-    async def test_101_toggles_are_an_exact_alternation(self, alice: Caller) -> None:
+    async def test_101_toggles_are_an_exact_alternation(
+        self, service: Service, alice: Caller
+    ) -> None:
         task = await alice.add()
         answers = await at_once(alice.complete(task["id"]) for _ in range(101))
         assert statuses(answers) == {200: 101}
@@ -154,6 +162,7 @@ class TestPoint3WritesAtOnce:
         assert [states[instant] for instant in sorted(states)] == [True, False] * 50 + [True]
         now = (await alice.get(f"/{task['id']}")).json()
         assert (now["completed"], now["updated_at"]) == (True, max(states))
+        assert complaints(service) == []
 
     async def test_updates_of_different_fields_lose_none(self, alice: Caller) -> None:
         for n in range(20):

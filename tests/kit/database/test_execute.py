@@ -4,6 +4,7 @@
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta, timezone
 
@@ -262,6 +263,41 @@ class TestPostgreSQLFailures:
             assert (
                 await DELETE.row(session, owner="alice", expired=utc_now(), task_id=2**31) is None
             )
+
+
+REFUSALS = """
+    CREATE SEQUENCE tries;
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF nextval('tries') <= {} THEN RAISE 'refused' USING ERRCODE = '{}'; END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON task FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("state", ["40001", "40P01"])
+class TestConflict:
+    """The server has rolled back what a conflict ended, so that it can be run again."""
+
+    async def test_is_repeated(self, database: Database, database_url: str, state: str) -> None:
+        await execute(database_url, REFUSALS.format(3, state))
+        await asyncio.gather(*(CREATE.rows(Session(database), **new("once")) for _ in range(20)))
+        assert await stored(database_url) == ["once"] * 20
+
+    @pytest.mark.parametrize("alone", [True, False])
+    async def test_that_lasts_is_no_outage(
+        self, database: Database, database_url: str, state: str, alone: bool
+    ) -> None:
+        await execute(database_url, REFUSALS.format(10**9, state))
+        began = time.monotonic()
+        async with Session(database) as session:
+            if not alone:
+                await session.connection()
+            with pytest.raises(StatementTimeout):
+                await CREATE.rows(session, **new("never"))
+        assert time.monotonic() - began < 1
+        assert database.seen_working
 
 
 def nobody_works(database: Database) -> Callable[[], bool]:

@@ -3,6 +3,7 @@
 
 ServiceError              kit/errors.py, with the errors that any endpoint can raise
 ├── InvalidCursor         400
+├── TooManyTags           400
 ├── TaskNotFound          404
 ├── TaskLimitReached      409
 └── PreconditionFailed    412
@@ -16,6 +17,13 @@ class InvalidCursor(ServiceError):
 
     status_code = 400
     detail = "Invalid cursor"
+
+
+class TooManyTags(ServiceError):
+    """If-Match or If-None-Match of a write names more than tasks.conditional.MAX_TAGS."""
+
+    status_code = 400
+    detail = "If-Match and If-None-Match may name 32 tags each"
 
 
 class TaskNotFound(ServiceError):
@@ -33,7 +41,7 @@ class TaskLimitReached(ServiceError):
 
 
 class PreconditionFailed(ServiceError):
-    """The task is no longer what the request's If-Match names; `etag` is what it has now."""
+    """If-Match or If-None-Match forbids to change the task, whose ETag is `etag` now."""
 
     status_code = 412
     detail = "Task has changed"

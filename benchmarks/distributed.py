@@ -57,7 +57,7 @@ async def _post(database: Database, number: int) -> object:
 
 async def _put(database: Database, number: int) -> object:
     values = {"new_title": "changed", "describe": False, "new_description": None}
-    return await queries.UPDATE.of_any.row(
+    return await queries.UPDATE.any_version.row(
         Session(database),
         owner=f"user-{number}",
         task_id=number,
@@ -68,7 +68,7 @@ async def _put(database: Database, number: int) -> object:
 
 
 async def _toggle(database: Database, number: int) -> object:
-    return await queries.COMPLETE.of_any.row(
+    return await queries.COMPLETE.any_version.row(
         Session(database),
         owner=f"user-{number}",
         task_id=number,
@@ -78,7 +78,7 @@ async def _toggle(database: Database, number: int) -> object:
 
 
 async def _delete(database: Database, number: int) -> object:
-    return await queries.DELETE.of_any.row(
+    return await queries.DELETE.any_version.row(
         Session(database), owner=f"user-{number}", task_id=number + OWNERS, expired=utc_now()
     )
 

@@ -15,7 +15,13 @@ from pydantic_core import to_json
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from db import SessionDep
-from errors import InvalidCursor, PreconditionFailed, TaskLimitReached, TaskNotFound
+from errors import (
+    InvalidCursor,
+    PreconditionFailed,
+    TaskLimitReached,
+    TaskNotFound,
+    TooManyTags,
+)
 from kit.body import JsonBody, OptionalJsonBody
 from kit.database.execute import Record
 from kit.database.sql import utc_now
@@ -50,10 +56,11 @@ from tasks.conditional import (
     ContentTag,
     IfMatch,
     IfNoneMatch,
+    IfNoneMatchOfWrite,
     etag,
     not_modified,
+    precondition,
     unless_known,
-    versions,
 )
 from tasks.idempotency import KEY_LIFETIME, IdempotencyKey, first_answer, is_replay, new_mark
 from tasks.limits import TaskLimit, task_limit
@@ -122,26 +129,25 @@ def _listed(records: Sequence[Record], headers: dict[str, str]) -> Response:
 
 
 async def _change(
-    session: AsyncSession, if_match: str | None, *changes: Change, **values: Any
+    session: AsyncSession,
+    if_match: str | None,
+    if_none_match: str | None,
+    *changes: Change,
+    **values: Any,
 ) -> dict[str, Any]:
-    """The row of the first change that finds the task, in a version that If-Match names.
+    """The row of the first change that finds the task, in a version that may be changed.
 
-    Raises TaskNotFound or PreconditionFailed.
+    Raises TaskNotFound, PreconditionFailed or TooManyTags.
     """
+    condition = precondition(values["task_id"], if_match, if_none_match)
     for change in changes:
-        if if_match is None or if_match.strip() == "*":
-            row = await change.of_any.row(session, **values)
-            if row is not None:
-                return row
-            continue
-        for version in versions(if_match, values["task_id"]):
-            row = await change.of_version.row(session, **values, version=version)
-            if row is not None:
-                return row
-    if if_match is not None:
+        row = await change.row(session, condition, **values)
+        if row is not None:
+            return row
+    if condition is not None:
         task = await GET.row(session, owner=values["owner"], task_id=values["task_id"])
         if task is not None:
-            raise PreconditionFailed("If-Match names another version", etag(task))
+            raise PreconditionFailed("the task has another version", etag(task))
     raise TaskNotFound
 
 
@@ -255,7 +261,7 @@ async def get_task(
 @router.put(
     "/{task_id}",
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound, PreconditionFailed, *_OF_A_BODY)
+    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags, *_OF_A_BODY)
     | with_headers(200, "ETag"),
     openapi_extra=update_body.openapi(),
 )
@@ -265,11 +271,13 @@ async def update_task(
     body: Annotated[TaskUpdate, Depends(update_body)],
     session: SessionDep,
     if_match: IfMatch = None,
+    if_none_match: IfNoneMatchOfWrite = None,
 ) -> Response:
     """Change what the body names and leave the rest."""
     row = await _change(
         session,
         if_match,
+        if_none_match,
         UPDATE,
         owner=user_id,
         task_id=task_id,
@@ -283,16 +291,22 @@ async def update_task(
 
 
 @router.delete(
-    "/{task_id}", status_code=204, responses=error_responses(TaskNotFound, PreconditionFailed)
+    "/{task_id}",
+    status_code=204,
+    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags),
 )
 async def delete_task(
-    user_id: UserId, task_id: TaskId, session: SessionDep, if_match: IfMatch = None
+    user_id: UserId,
+    task_id: TaskId,
+    session: SessionDep,
+    if_match: IfMatch = None,
+    if_none_match: IfNoneMatchOfWrite = None,
 ) -> Response:
     """Remove a task for good."""
     now = utc_now()
     expired = now - KEY_LIFETIME
     values = {"owner": user_id, "task_id": task_id, "now": now, "expired": expired}
-    row = await _change(session, if_match, DELETE, EMPTY, **values)
+    row = await _change(session, if_match, if_none_match, DELETE, EMPTY, **values)
     if "deleted_at" in row:
         # It leaves a row behind, so this is the time to clear away those of earlier days.
         with suppress(DatabaseUnavailable):
@@ -303,7 +317,7 @@ async def delete_task(
 @router.patch(
     "/{task_id}/complete",
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound, PreconditionFailed, *_OF_A_BODY)
+    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags, *_OF_A_BODY)
     | with_headers(200, "ETag"),
     openapi_extra=completion_body.openapi(required=False),
 )
@@ -313,11 +327,13 @@ async def complete_task(
     body: Annotated[TaskCompletion | None, Depends(completion_body)],
     session: SessionDep,
     if_match: IfMatch = None,
+    if_none_match: IfNoneMatchOfWrite = None,
 ) -> Response:
     """Toggle `completed`, or set it to what the body says, which is safe to repeat."""
     row = await _change(
         session,
         if_match,
+        if_none_match,
         COMPLETE,
         owner=user_id,
         task_id=task_id,

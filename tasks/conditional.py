@@ -7,10 +7,11 @@ import hashlib
 import re
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Header, Response
 
+from errors import TooManyTags
 from kit.openapi import Responses, headers
 from kit.paths import OrAbsent
 
@@ -32,6 +33,15 @@ IfNoneMatch = Annotated[
         examples=['"7-2026-01-31T09:00:00.000000Z"'],
     ),
 ]
+IfNoneMatchOfWrite = Annotated[
+    str | None,
+    OrAbsent(),
+    Header(
+        alias="If-None-Match",
+        description="Do it only if the task has another `ETag`, and with `*` never; else 412.",
+        examples=['"7-2026-01-31T09:00:00.000000Z"'],
+    ),
+]
 
 
 def not_modified(tag: str) -> Responses:
@@ -47,8 +57,12 @@ def not_modified(tag: str) -> Responses:
 # Headers of a 304: what may have changed though the content has not.
 _KEPT = ("ETag", "Link", "X-Next-Cursor")
 
-# Proxies that compress mark a tag as weak, or add a suffix to it.
-_TAG = re.compile(r'(?:W/)?"([\x21\x23-\x7e\x80-\xff]*?)(?:-gzip)?"')
+# Tags that a header of a write may name: the statement that writes compares them all.
+MAX_TAGS = 32
+
+# Proxies that compress mark a tag as weak, or add a suffix to it: -gzip, -br, ;gzip. What comes
+# after the form of `etag` or ContentTag is no part of the tag.
+_TAG = re.compile(r'"([1-9]\d*-[\d-]{10}T[\d:]{8}\.\d{6}Z|[0-9a-f]{32}|[^"]*)[^"]*"')
 
 
 def etag(task: dict[str, Any]) -> str:
@@ -70,7 +84,11 @@ class ContentTag:
 
 def names(header: str, tag: str) -> bool:
     """Whether a header of tags, or `*`, names this one."""
-    return header.strip() == "*" or tag.removeprefix("W/")[1:-1] in _TAG.findall(header)
+    return _names_all(header) or tag.removeprefix("W/")[1:-1] in _TAG.findall(header)
+
+
+def _names_all(header: str) -> bool:
+    return any(part.strip() == "*" for part in _TAG.sub("", header).split(","))
 
 
 def unless_known(response: Response, if_none_match: str | None) -> Response:
@@ -81,11 +99,37 @@ def unless_known(response: Response, if_none_match: str | None) -> Response:
     return Response(status_code=304, headers=kept)
 
 
-def versions(if_match: str, task_id: int) -> Iterator[datetime]:
+class Precondition(NamedTuple):
+    """The versions of a task that a write may change: these, or all but these."""
+
+    versions: frozenset[datetime]
+    are_allowed: bool
+
+
+def precondition(
+    task_id: int, if_match: str | None, if_none_match: str | None
+) -> Precondition | None:
+    """What the headers of a write ask for; None if it may change any version.
+
+    Raises TooManyTags.
+    """
+    refused = frozenset(_versions(if_none_match or "", task_id))
+    allowed = frozenset(_versions(if_match or "", task_id))
+    if if_none_match is not None and _names_all(if_none_match):
+        return Precondition(frozenset(), are_allowed=True)
+    if if_match is not None and not _names_all(if_match):
+        return Precondition(allowed - refused, are_allowed=True)
+    return Precondition(refused, are_allowed=False) if refused else None
+
+
+def _versions(header: str, task_id: int) -> Iterator[datetime]:
     """The `updated_at` of each tag that can be this task's."""
-    for tag in _TAG.findall(if_match):
+    tags = _TAG.findall(header)
+    if len(tags) > MAX_TAGS:
+        raise TooManyTags(f"{len(tags)} tags")
+    for tag in tags:
         number, _, instant = tag.partition("-")
-        if number == str(task_id) and re.fullmatch(r"[\d-]{10}T[\d:]{8}\.\d{6}Z", instant):
+        if number == str(task_id) and instant.endswith("Z"):
             try:
                 yield datetime.fromisoformat(instant)
             except ValueError:

@@ -6,6 +6,7 @@ How a statement is run is told in kit/database/execute.py.
 
 from collections.abc import Callable
 from functools import cache
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -38,8 +39,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.types import TypeEngine
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from db import Statement
+from kit.database.execute import Row
 from kit.database.search import Word, holds
 from kit.database.sql import (
     UTCDateTime,
@@ -51,6 +54,7 @@ from kit.database.sql import (
 )
 from models import HAS_KEY, IS_DELETED, TASK_TABLE
 from schemas import Order, Sort
+from tasks.conditional import MAX_TAGS, Precondition
 
 _task = TASK_TABLE.c
 
@@ -92,22 +96,45 @@ def _owned(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
 
 
 _this_task = _owned(_task.id == bindparam("task_id"))
-# For a change that is meant for one version of the task only.
-_this_version = _task.updated_at == bindparam("version", type_=UTCDateTime())
 
 
 class Change(NamedTuple):
-    """What changes a task: whatever its version, or the version of the bind `version` only."""
+    """What changes a task: in any version, or if its version is one of so many, or none of them."""
 
-    of_any: Statement
-    of_version: Statement
+    any_version: Statement
+    by_version: dict[int, Statement]
+
+    async def row(
+        self, session: AsyncSession, precondition: Precondition | None, **values: object
+    ) -> Row | None:
+        """The changed task, or None where there is none that may be changed."""
+        if precondition is None:
+            return await self.any_version.row(session, **values)
+        versions, are_allowed = precondition
+        if not versions:
+            return None
+        count = 1 if len(versions) == 1 else MAX_TAGS
+        # Repeated, since a statement has a fixed number of binds.
+        filled = enumerate(islice(cycle(versions), count))
+        binds = {f"version_{n}": version for n, version in filled}
+        statement = self.by_version[count]
+        return await statement.row(session, **values, **binds, are_allowed=are_allowed)
+
+
+def _has_version(count: int) -> ColumnElement[bool]:
+    """Whether the task's version is one of the binds `version_0` and so on, if they are allowed;
+    else whether it is none of them.
+    """
+    versions = [bindparam(f"version_{n}", type_=UTCDateTime()) for n in range(count)]
+    is_one: ColumnElement[bool] = _task.updated_at.in_(versions)
+    return is_one == bindparam("are_allowed", type_=Boolean())
 
 
 def _change(statement: Update | Delete, *returned: ColumnElement[Any]) -> Change:
-    return Change(
-        Statement(statement.where(_this_task).returning(*returned)),
-        Statement(statement.where(_this_task, _this_version).returning(*returned)),
-    )
+    def restricted(*conditions: ColumnElement[bool]) -> Statement:
+        return Statement(statement.where(_this_task, *conditions).returning(*returned))
+
+    return Change(restricted(), {n: restricted(_has_version(n)) for n in (1, MAX_TAGS)})
 
 
 def _update(values: dict[str, ColumnElement[Any]]) -> Change:

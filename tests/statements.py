@@ -10,6 +10,7 @@ from db import Statement
 from kit.database.sql import utc_now
 from schemas import Order, Sort
 from tasks import queries
+from tasks.conditional import MAX_TAGS
 
 _FILTERS = ("completed", "search")
 
@@ -23,8 +24,12 @@ LISTINGS = {
 CHANGES = {name: item for name, item in vars(queries).items() if isinstance(item, queries.Change)}
 STATEMENTS = {
     **{name: item for name, item in vars(queries).items() if isinstance(item, Statement)},
-    **{name: change.of_any for name, change in CHANGES.items()},
-    **{f"{name} of a version": change.of_version for name, change in CHANGES.items()},
+    **{name: change.any_version for name, change in CHANGES.items()},
+    **{
+        f"{name} by {n} versions": statement
+        for name, change in CHANGES.items()
+        for n, statement in change.by_version.items()
+    },
     **LISTINGS,
 }
 
@@ -37,7 +42,8 @@ VALUES = {
     "describe": True,
     "now": utc_now(),
     "task_limit": 100,
-    "version": utc_now(),
+    **{f"version_{n}": utc_now() for n in range(MAX_TAGS)},
+    "are_allowed": True,
     "completed": True,
     "search": "milk",
     "title": "Buy",

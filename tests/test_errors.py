@@ -39,6 +39,7 @@ RETRY = {"retry-after": "1"}
 ERRORS: dict[str, tuple[int, str, dict[str, str]]] = {
     "InvalidCursor": (400, "Invalid cursor", {}),
     "BodyLost": (400, "Request body did not arrive in full", {"connection": "close"}),
+    "TooManyTags": (400, "If-Match and If-None-Match may name 32 tags each", {}),
     "MissingToken": (401, "Missing authorization token", {"www-authenticate": "Bearer"}),
     "InvalidToken": (
         401,

@@ -440,7 +440,7 @@ class TestRfc3339:
         async with opened(ready_postgresql_url) as database:
             await CREATE.rows(Session(database), **new("Buy milk"))
             await execute(ready_postgresql_url, change)
-            row = await COMPLETE.of_any.row(Session(database), **values)
+            row = await COMPLETE.any_version.row(Session(database), **values)
         assert row is not None
         assert row["created_at"] == ""
 

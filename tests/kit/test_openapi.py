@@ -30,7 +30,7 @@ STATUSES = {
     "create_task": {"201", "409"} | BODY | ALWAYS,
     "get_task": {"200", "304", "404"} | ALWAYS,
     "update_task": {"200", "404", "412"} | BODY | ALWAYS,
-    "delete_task": {"204", "404", "412"} | ALWAYS,
+    "delete_task": {"204", "400", "404", "412"} | ALWAYS,
     "complete_task": {"200", "404", "412"} | BODY | ALWAYS,
     "health": {"200"},
     "ready": {"200", "503"},

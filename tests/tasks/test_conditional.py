@@ -6,14 +6,19 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlmodel.ext.asyncio.session import AsyncSession
 from support import Caller, assert_error
+
+from db import Statement
 
 # As proxies that compress send it on.
 MANGLED = {
     "as it is": "{tag}",
     "weak": "W/{tag}",
     "with a suffix": '{name}-gzip"',
-    "weak with a suffix": 'W/{name}-gzip"',
+    "weak with a suffix": 'W/{name}-br"',
+    "with another suffix": '{name};gzip"',
+    "suffixed after the quotes": "{tag}-zstd",
     "among others": '"1-2020-01-01T00:00:00.000000Z", {tag} ,"x"',
     "any": "*",
 }
@@ -22,6 +27,8 @@ OTHERS = {
     "another task's": '"9{id}-{updated_at}"',
     "no date": '"{id}-2020-13-45T99:00:00.000000Z"',
     "not ours": '"abc"',
+    "one that it begins with": '"{id}-{updated_at:.19}"',
+    "a star in quotes": '"*", "a, *"',
     "not quoted": "{id}-{updated_at}",
     "empty": "",
 }
@@ -77,10 +84,26 @@ class TestIfNoneMatch:
         answer = await alice.request("GET", "/1", headers={"If-None-Match": "*"})
         assert_error(answer, 404, "Task not found")
 
+    async def test_of_a_list_spares_what_is_known(
+        self, alice: Caller, made: httpx.Response
+    ) -> None:
+        tag = (await alice.get()).headers["etag"]
+        for form in MANGLED.values():
+            sent = {"If-None-Match": as_sent(form, made.json(), tag)}
+            assert (await alice.request("GET", headers=sent)).status_code == 304, form
+        assert (await alice.request("GET", headers={"If-None-Match": '"a"'})).status_code == 200
 
-async def changes(alice: Caller, task_id: int, if_match: str) -> dict[str, httpx.Response]:
+    async def test_is_ignored_by_post(self, alice: Caller) -> None:
+        sent = {"If-None-Match": "*", "If-Match": '"a"'}
+        assert (await alice.post({"title": "Buy milk"}, headers=sent)).status_code == 201
+
+
+async def changes(
+    alice: Caller, task_id: int, if_match: str | None = None, if_none_match: str | None = None
+) -> dict[str, httpx.Response]:
     """Each kind of change, the deletion last, of which only the first may find the version."""
-    sent = {"If-Match": if_match}
+    both = {"If-Match": if_match, "If-None-Match": if_none_match}
+    sent = {name: header for name, header in both.items() if header is not None}
     path = f"/{task_id}"
     return {
         "PUT": await alice.request("PUT", path, headers=sent, json={"title": "changed"}),
@@ -151,3 +174,79 @@ class TestIfMatch:
             tag = won[0].headers["etag"]
             assert {answer.headers["etag"] for answer in lost} == {tag}
             assert (await alice.get(path)).json() == won[0].json()
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["", "keyed"])
+class TestIfNoneMatchOfWrites:
+    """A task that was made with a key is deleted by another statement."""
+
+    @pytest.fixture
+    async def made(self, alice: Caller, keyed: bool) -> httpx.Response:
+        return await alice.post(
+            {"title": "Buy milk"}, headers={"Idempotency-Key": "key"} if keyed else {}
+        )
+
+    @pytest.mark.parametrize(
+        ("if_match", "if_none_match"),
+        [
+            (None, "*"),
+            (None, "{tag}"),
+            (None, 'W/"a", {tag}, "b"'),
+            ("*", "{tag}"),
+            ("{tag}", "W/{tag}"),
+            ("{tag}", "*"),
+            ('{tag}, "{id}-2020-01-01T00:00:00.000000Z"', "{tag}"),
+        ],
+    )
+    async def test_refuses_a_change_of_it(
+        self, alice: Caller, made: httpx.Response, if_match: str | None, if_none_match: str
+    ) -> None:
+        task, tag = made.json(), made.headers["etag"]
+        if_match = if_match and as_sent(if_match, task, tag)
+        answers = await changes(alice, task["id"], if_match, as_sent(if_none_match, task, tag))
+        for answer in answers.values():
+            assert_error(answer, 412, "Task has changed")
+            assert answer.headers["etag"] == tag
+        assert (await alice.get()).json() == [task]
+
+    @pytest.mark.parametrize("form", OTHERS.values(), ids=OTHERS)
+    async def test_lets_a_change_of_another_be(
+        self, alice: Caller, made: httpx.Response, form: str
+    ) -> None:
+        task = made.json()
+        others = as_sent(form, task, made.headers["etag"]) or '"a"'
+        answers = await changes(alice, task["id"], if_none_match=others)
+        assert [answer.status_code for answer in answers.values()] == [200, 200, 204]
+        answers = await changes(alice, task["id"], if_none_match="*")
+        assert [answer.status_code for answer in answers.values()] == [404, 404, 404]
+
+
+class TestManyTags:
+    """Of 32 on a write, any may be the task's, in one statement; more are refused."""
+
+    async def test_are_one_statement(
+        self, alice: Caller, made: httpx.Response, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run: list[Statement] = []
+        records = Statement.records
+
+        async def counted(self: Statement, session: AsyncSession, **values: object) -> Any:
+            run.append(self)
+            return await records(self, session, **values)
+
+        monkeypatch.setattr(Statement, "records", counted)
+        task = made.json()
+        others = [f'"{task["id"]}-2020-01-01T00:00:{n:02}.000000Z"' for n in range(31)]
+        path = f"/{task['id']}"
+        for headers in (
+            {"If-None-Match": ", ".join([*others, '"a"'])},
+            {"If-Match": ", ".join([*others, made.headers["etag"]])},
+        ):
+            answer = await alice.request("PUT", path, headers=headers, json={"title": "Buy milk"})
+            assert (answer.status_code, answer.json(), len(run)) == (200, task, 1)
+            run.clear()
+        many = ", ".join([*others, made.headers["etag"], '"a"'])
+        for both in ((many, None), (None, many)):
+            for answer in (await changes(alice, task["id"], *both)).values():
+                assert_error(answer, 400, "If-Match and If-None-Match may name 32 tags each")
+        assert (await alice.get(path)).json() == task

@@ -743,6 +743,8 @@ export interface operations {
             header?: {
                 /** @description Do it only if the task still has this `ETag`, or one of several; else 412. */
                 "If-Match"?: string;
+                /** @description Do it only if the task has another `ETag`, and with `*` never; else 412. */
+                "If-None-Match"?: string;
             };
             path: {
                 /** @description The token's `sub`, percent-encoded */
@@ -769,7 +771,7 @@ export interface operations {
                     "application/json": components["schemas"]["TaskPublic"];
                 };
             };
-            /** @description Request body did not arrive in full */
+            /** @description If-Match and If-None-Match may name 32 tags each; Request body did not arrive in full */
             400: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
@@ -910,6 +912,8 @@ export interface operations {
             header?: {
                 /** @description Do it only if the task still has this `ETag`, or one of several; else 412. */
                 "If-Match"?: string;
+                /** @description Do it only if the task has another `ETag`, and with `*` never; else 412. */
+                "If-None-Match"?: string;
             };
             path: {
                 /** @description The token's `sub`, percent-encoded */
@@ -928,6 +932,16 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description If-Match and If-None-Match may name 32 tags each */
+            400: {
+                headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
             };
             /** @description Missing authorization token; Invalid token; Token has expired */
             401: {
@@ -1030,6 +1044,8 @@ export interface operations {
             header?: {
                 /** @description Do it only if the task still has this `ETag`, or one of several; else 412. */
                 "If-Match"?: string;
+                /** @description Do it only if the task has another `ETag`, and with `*` never; else 412. */
+                "If-None-Match"?: string;
             };
             path: {
                 /** @description The token's `sub`, percent-encoded */
@@ -1056,7 +1072,7 @@ export interface operations {
                     "application/json": components["schemas"]["TaskPublic"];
                 };
             };
-            /** @description Request body did not arrive in full */
+            /** @description If-Match and If-None-Match may name 32 tags each; Request body did not arrive in full */
             400: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];

@@ -37,8 +37,8 @@ from schemas import TaskPublic
 from tasks import queries
 from tasks.queries import CREATE, CREATE_WITHIN, GET, LIST
 
-COMPLETE = queries.COMPLETE.of_any
-DELETE = queries.DELETE.of_any
+COMPLETE = queries.COMPLETE.any_version
+DELETE = queries.DELETE.any_version
 
 
 class TestStatement:

@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Select, Table, UpdateBase, select
+from sqlalchemy import Select, Table, UpdateBase, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from kit.database.failures import DRIVER_ERRORS, service_error
 from kit.database.gate import Gate
-from kit.database.pool import create_engine
-from kit.database.urls import place
+from kit.database.pool import create_engine, quoted, set_search_path
+from kit.database.urls import place, read_url
 from kit.errors import DatabaseUnavailable, StatementTimeout
 from kit.logs import Outage
 from settings import Settings, SettingsError
@@ -49,8 +49,13 @@ class Database:
         self.settings = settings
         # The table that it is asked about whether it serves.
         self.table = table
-        timeout = settings.database_statement_timeout
-        self.engine = create_engine(settings, timeout, self.target, self.setting)
+        url = settings.database_url.get_secret_value()
+        self.asked = read_url(url, self.target, self.setting)
+        # Whose table it is; None for wherever the server looks.
+        self.schema = next(iter(self.asked.search_path), None)
+        self.engine = create_engine(self.asked, settings)
+        # By what compiled statements differ from those for other databases.
+        self.sql_form = self.engine.dialect.name, self.schema
         self.is_postgresql = self.engine.dialect.name == "postgresql"
         if self.is_postgresql:
             self.gate = Gate(settings.database_pool_size, settings.database_pool_timeout)
@@ -167,13 +172,15 @@ class Database:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
             return
-        patient = create_engine(self.settings, statement_timeout=None)
+        patient = create_engine(self.asked, self.settings, is_patient=True)
         # Whatever the server's default is: what others did before the lock was free is to be seen.
         committed = patient.execution_options(isolation_level="READ COMMITTED")
         try:
             async with committed.begin() as connection:
                 await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({TABLES_LOCK})")
                 await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+                if self.schema is not None:
+                    await _enter(connection, self.schema)
                 yield connection
         finally:
             await patient.dispose()
@@ -195,6 +202,15 @@ class Database:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.engine.dispose()
+
+
+async def _enter(connection: AsyncConnection, schema: str) -> None:
+    """Have all names mean this schema's until the transaction ends; make it if it is missing."""
+    name = quoted(schema)
+    there = await connection.scalar(select(func.to_regnamespace(name)))
+    if there is None:
+        await connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+    await connection.exec_driver_sql(set_search_path([schema]))
 
 
 class Replicated(Database):
@@ -276,6 +292,13 @@ async def open_database(settings: Settings, table: Table) -> AsyncIterator[Datab
     """
     database = new_database(settings, table)
     logger.info("tasks are kept in %s", place(database.engine.url))
+    for one in database.each():
+        if one.asked.ignored:
+            logger.debug(
+                "parameters of %s that mean nothing here: %s",
+                one.setting,
+                ", ".join(one.asked.ignored),
+            )
     try:
         yield database
     finally:

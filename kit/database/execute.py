@@ -64,7 +64,7 @@ class Statement:
         self.core = statement
         self._names = [str(column.key) for column in statement.exported_columns]
         self._is_repeatable = repeatable or isinstance(statement, Select)
-        self._compiled: dict[str, _Compiled] = {}
+        self._compiled: dict[tuple[str, str | None], _Compiled] = {}
 
     async def records(self, session: AsyncSession, **values: object) -> Sequence[Record]:
         """Run it with values for its bind parameters. Raises DatabaseUnavailable."""
@@ -109,7 +109,7 @@ class Statement:
         self, database: Database, values: Mapping[str, object]
     ) -> Sequence[Record]:
         assert database.statement_span is not None  # noqa: S101  # as _run_alone has seen
-        with database.statement_span(self.core, self._for(database.engine.dialect).sql):
+        with database.statement_span(self.core, self._for(database).sql):
             return await self._run_on(database, values)
 
     async def _run_on(self, database: Database, values: Mapping[str, object]) -> Sequence[Record]:
@@ -161,7 +161,7 @@ class Statement:
         connection = await take(database.engine)
         driver = connection.driver
         try:
-            records = await self._for(database.engine.dialect).fetch(driver, values)
+            records = await self._for(database).fetch(driver, values)
             if not database.is_postgresql and driver.in_transaction:
                 # sqlite3 begins a transaction before it writes.
                 await driver.commit()
@@ -184,18 +184,22 @@ class Statement:
         give_back(database.engine, connection)
         return records
 
-    def _for(self, dialect: Dialect) -> "_Compiled":
-        compiled = self._compiled.get(dialect.name)
+    def _for(self, database: Database) -> "_Compiled":
+        compiled = self._compiled.get(database.sql_form)
         if compiled is None:
-            compiled = self._compiled[dialect.name] = _Compiled(self.core, dialect)
+            compiled = _Compiled(self.core, database.engine.dialect, database.schema)
+            self._compiled[database.sql_form] = compiled
         return compiled
 
 
 class _Compiled:
     """A statement's SQL for one dialect, with SQLAlchemy's own conversions of values."""
 
-    def __init__(self, statement: Core, dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect)
+    def __init__(self, statement: Core, dialect: Dialect, schema: str | None = None) -> None:
+        # By qualified names: a pooler forgets a search path that a session has set.
+        compiled = statement.compile(
+            dialect=dialect, schema_translate_map={None: schema}, render_schema_translate=True
+        )
         self.sql = str(compiled)
         self._run = _RUN[dialect.name]
         if compiled.insert_prefetch:

@@ -13,6 +13,7 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from kit.database.tls import NoTLS
 from kit.errors import DatabaseUnavailable, InvalidToken, ServiceError, StatementTimeout
 
 # Not all of SQLAlchemyError: most of those are bugs.
@@ -104,6 +105,8 @@ def _reason(cause: BaseException | None, state: str | None) -> str | None:
             return "no host of {setting} is what its target_session_attrs asks for"
         case asyncpg.InterfaceError() | asyncpg.InternalClientError() if not nothing_sent(cause):
             return None  # A call that the driver refuses.
+        case NoTLS():
+            return "it refuses TLS: if it has none, add sslmode=disable to {setting}"
         case ssl.SSLCertVerificationError():
             return "the server's certificate does not verify, as the sslmode of {setting} asks"
         case TimeoutError():

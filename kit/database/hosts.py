@@ -16,6 +16,7 @@ from weakref import WeakSet
 import asyncpg
 
 from kit.database.failures import DRIVER_ERRORS
+from kit.database.tls import connect
 
 logger = logging.getLogger("tasks.db")
 
@@ -155,7 +156,7 @@ async def _first_that_fits(hosts: Iterable[Host], options: Mapping[str, Any]) ->
 
 async def _connect_to(host: Host, options: Mapping[str, Any]) -> Linked:
     name, port = host
-    connection: Linked = await asyncpg.connect(**{**options, "host": name, "port": port})
+    connection: Linked = await connect(**{**options, "host": name, "port": port})
     connection.host = host
     return connection
 

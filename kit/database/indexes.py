@@ -56,7 +56,7 @@ async def _alone(database: Database) -> AsyncIterator[AsyncEngine | None]:
     # One connection for the lock, which is a transaction's so that it works through a pooler, too,
     # and one for the work.
     settings = database.settings.model_copy(update={"database_pool_size": 2})
-    engine = create_engine(settings, statement_timeout=None)
+    engine = create_engine(database.asked, settings, is_patient=True)
     try:
         async with engine.begin() as connection:
             locked = await connection.scalar(select(func.pg_try_advisory_xact_lock(INDEXES_LOCK)))
@@ -81,9 +81,9 @@ async def _make(engine: AsyncEngine, index: Index) -> None:
     name = str(index.name)
     sql = str(CreateIndex(index).compile(dialect=engine.dialect))
     await _drop_leftover(engine, name)
-    partitions = await _partitions(engine)
+    table, partitions = await _full_names(engine)
     if not partitions:
-        await _make_beside_requests(engine, sql)
+        await _make_beside_requests(engine, sql.replace(" ON task ", f" ON {table} "))
     else:
         # Of a partitioned table, PostgreSQL makes none beside requests: but of each partition.
         async with _quick_change(engine) as connection:
@@ -99,9 +99,11 @@ async def _make(engine: AsyncEngine, index: Index) -> None:
     logger.info("the index %s is there", name)
 
 
-async def _partitions(engine: AsyncEngine) -> list[str]:
+async def _full_names(engine: AsyncEngine) -> tuple[str, list[str]]:
+    """The table and its partitions, by names that mean the same outside of a transaction."""
     async with engine.connect() as connection:
-        return list(await connection.scalars(text(_PARTITIONS)))
+        table, *partitions = await connection.scalars(text(_FULL_NAMES))
+    return table, partitions
 
 
 async def _drop_leftover(engine: AsyncEngine, name: str) -> None:
@@ -122,7 +124,11 @@ _VALID = """
     SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
     WHERE indrelid = to_regclass('task') AND indisvalid
 """
-_PARTITIONS = """
-    SELECT inhrelid::regclass::text FROM pg_inherits
-    WHERE inhparent = 'task'::regclass ORDER BY inhrelid
+_FULL_NAMES = """
+    SELECT format('%I.%I', nspname, relname)
+    FROM pg_class
+    JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    LEFT JOIN pg_inherits ON inhrelid = pg_class.oid
+    WHERE pg_class.oid = 'task'::regclass OR inhparent = 'task'::regclass
+    ORDER BY pg_class.oid != 'task'::regclass, pg_class.oid
 """

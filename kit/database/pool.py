@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
 import asyncpg
@@ -22,7 +22,8 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProx
 
 from kit.database.failures import DRIVER_ERRORS, sqlite_code
 from kit.database.hosts import Hosts, Linked
-from kit.database.urls import connection_arguments
+from kit.database.tls import connect
+from kit.database.urls import DatabaseURL
 from settings import Settings
 
 logger = logging.getLogger("tasks.db")
@@ -87,7 +88,7 @@ class LinkedConnection(Linked, Connection):
 class Connector:
     """Makes the connections to PostgreSQL, whose statements have names until a pooler loses one.
 
-    `connect` is asyncpg's or one in its manner.
+    `connect` is one in the manner of asyncpg's.
     """
 
     def __init__(self, connect: Callable[..., Awaitable[Any]]) -> None:
@@ -168,28 +169,22 @@ class Pool(AsyncAdaptedQueuePool):
 
 
 def create_engine(
-    settings: Settings,
-    statement_timeout: float | None,
-    target: str = "read-write",
-    setting: str = "DATABASE_URL",
+    asked: DatabaseURL, settings: Settings, *, is_patient: bool = False
 ) -> AsyncEngine:
-    """An engine for the database of the settings. Raises SettingsError for a bad URL.
-
-    For `target` and `setting`, see connection_arguments.
-    """
-    url, arguments = connection_arguments(settings.database_url.get_secret_value(), target, setting)
+    """An engine for a database. If it is patient, a statement may take any time."""
+    url, arguments = asked.url, asked.arguments
     is_sqlite = url.get_backend_name() == "sqlite"
     has_several_hosts = "," in url.query.get("host", "")
+    timeout = settings.database_statement_timeout
     if is_sqlite:
-        arguments = {"timeout": settings.database_statement_timeout}
+        arguments = {"timeout": timeout}
     else:
+        timeout = min(timeout, asked.statement_timeout or timeout)
         arguments = {
-            "async_creator_fn": Connector(
-                Hosts().connect if has_several_hosts else asyncpg.connect
-            ),
+            "async_creator_fn": Connector(Hosts().connect if has_several_hosts else connect),
             "connection_class": LinkedConnection if has_several_hosts else Connection,
             "timeout": settings.database_connect_timeout,
-            "command_timeout": statement_timeout,
+            "command_timeout": None if is_patient else timeout,
             **arguments,
         }
     engine = create_async_engine(
@@ -211,7 +206,21 @@ def create_engine(
     else:
         event.listen(engine.sync_engine, "checkin", _note_use)
         event.listen(engine.sync_engine, "checkout", _discard_dead)
+    if asked.search_path:
+        # A pooler forgets what a session has set, so each transaction sets it anew.
+        command = set_search_path(asked.search_path)
+        event.listen(engine.sync_engine, "begin", lambda begun: begun.exec_driver_sql(command))
     return engine
+
+
+def set_search_path(schemas: Iterable[str]) -> str:
+    """SQL that has names without a schema mean these, to the end of the transaction."""
+    return f"SET LOCAL search_path = {', '.join(map(quoted, schemas))}"
+
+
+def quoted(name: str) -> str:
+    """An SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:

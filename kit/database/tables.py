@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from kit.database.database import LOCK_TIMEOUT, TABLES_LOCK, Database
 from kit.database.failures import database_errors
 from kit.database.indexes import make_indexes
+from kit.database.pool import quoted
 from kit.errors import DatabaseUnavailable
 
 logger = logging.getLogger("tasks.tables")
@@ -63,10 +64,10 @@ async def upgrade_tables(database: Database) -> None:
     with database.watched():
         # Most starts find nothing to do, for which they need not wait for each other.
         async with database.engine.connect() as connection:
-            version = await _version(connection)
+            version = await _version(connection, database.schema)
         if version is None or version in older:
             async with asyncio.timeout(UPGRADE_TIMEOUT), database.changing_tables() as connection:
-                version = await _version(connection)
+                version = await _version(connection, database.schema)
                 if version is None or version in older:
                     await connection.run_sync(_upgrade)
                     version = newest
@@ -74,15 +75,14 @@ async def upgrade_tables(database: Database) -> None:
             logger.warning("the tables are those of a newer version of this service: %s", version)
 
 
-async def _version(connection: AsyncConnection) -> str | None:
+async def _version(connection: AsyncConnection, schema: str | None) -> str | None:
     # Asked without Alembic, whose import takes longer than the rest of a start.
-    there = await connection.scalar(
-        text(_IS_THERE[connection.dialect.name]), {"name": VERSION_TABLE}
-    )
+    name = VERSION_TABLE if schema is None else f"{quoted(schema)}.{VERSION_TABLE}"
+    there = await connection.scalar(text(_IS_THERE[connection.dialect.name]), {"name": name})
     if there is None:
         return None
     version = column("version_num", String())
-    return await connection.scalar(select(version).select_from(table(VERSION_TABLE)))
+    return await connection.scalar(select(version).select_from(table(VERSION_TABLE, schema=schema)))
 
 
 _IS_THERE = {

@@ -1,43 +1,80 @@
 # [Task]: T009 [From]: specs/design.md
-"""What a database URL asks for: the driver's own form of it, its hosts, and TLS.
+"""What a database URL asks for: the driver's own form of it, its hosts, schemas and limits.
 
-Connections are made of it in pool.py.
+TLS is in tls.py. Connections are made in pool.py.
 """
 
 import ipaddress
 import re
-import ssl
-from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import unquote
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from kit.database.tls import BadTLS, tls_attempts
 from settings import SettingsError
+
+# Seconds: a longer connect_timeout would keep requests waiting for longer than they may.
+LONGEST_CONNECT_TIMEOUT = 5.0
 
 
 class BadURL(ValueError):
     """A database URL can't be used. The message goes on after the setting's name."""
 
 
-def connection_arguments(
-    url: str, target: str = "read-write", setting: str = "DATABASE_URL"
-) -> tuple[URL, dict[str, Any]]:
-    """The driver's URL and connect arguments for what Neon, Heroku or a person writes.
+class DatabaseURL(NamedTuple):
+    """What a database URL asks for."""
 
-    libpq's `sslmode`, `sslrootcert` and `channel_binding`, which asyncpg does not take from an
-    SQLAlchemy URL, become its `ssl` argument. `target` is the target_session_attrs of several hosts
-    whose URL says nothing of it. Raises SettingsError, which names the setting and never quotes the
-    URL.
+    # In the driver's form.
+    url: URL
+    # For the driver's `connect`.
+    arguments: dict[str, Any]
+    # The table `task` is in the first of these schemas; none: wherever the server looks by itself.
+    search_path: tuple[str, ...] = ()
+    # Seconds that one statement may take, if the URL says so.
+    statement_timeout: float | None = None
+    # Parameters without a meaning here.
+    ignored: tuple[str, ...] = ()
+
+
+def read_url(text: str, target: str = "read-write", setting: str = "DATABASE_URL") -> DatabaseURL:
+    """What a URL asks for, in the forms that Neon, Heroku, libpq, Prisma or a person writes.
+
+    `target` is the target_session_attrs of several hosts whose URL says nothing of it. Raises
+    SettingsError, which names the setting and never quotes the URL.
     """
     try:
-        return _arguments(url.strip(), target)
-    except BadURL as error:
+        return _read(_unwrapped(text), target)
+    except (BadURL, BadTLS) as error:
         raise SettingsError(f"{setting} {error}") from None
 
 
-def _arguments(text: str, target: str) -> tuple[URL, dict[str, Any]]:
+def _unwrapped(text: str) -> str:
+    """The URL without what a console prints or a shell wants around it."""
+    text = re.sub(r"^psql\s+", "", text.strip())
+    if text[:1] in ("'", '"') and text[-1:] == text[:1]:
+        text = text[1:-1].strip()
+    return re.sub(r"^[\w+]+(?=:)", lambda scheme: scheme[0].lower(), text)
+
+
+_WHAT_TO_PASTE = {
+    "jdbc": "is a URL for Java: write it as postgresql://user:password@host/database",
+    "cockroachdb": "is of CockroachDB, which lacks what this service needs of PostgreSQL: "
+    "use a PostgreSQL server",
+    "prisma": "is of a proxy that speaks to Prisma alone: paste the URL of the database itself, "
+    "which begins with postgresql://",
+    "http": "is the address of a web page: paste the connection string of the database, which "
+    "begins with postgresql://",
+}
+_WHAT_TO_PASTE["https"] = _WHAT_TO_PASTE["http"]
+_WHAT_TO_PASTE["cockroach"] = _WHAT_TO_PASTE["cockroachdb"]
+
+
+def _read(text: str, target: str) -> DatabaseURL:
+    scheme = re.split(r"[:+]", text, maxsplit=1)[0]
+    if scheme in _WHAT_TO_PASTE:
+        raise BadURL(_WHAT_TO_PASTE[scheme])
     text, listed = _without_host_list(text)
     try:
         url = make_url(text)
@@ -46,11 +83,11 @@ def _arguments(text: str, target: str) -> tuple[URL, dict[str, Any]]:
             "is not a URL: it should look like "
             "postgresql://user:password@host/database or sqlite:///tasks.db"
         ) from None
-    match url.drivername.partition("+")[0]:
+    match scheme:
         case "postgres" | "postgresql":
-            return _postgresql_arguments(url, listed, target)
+            return _postgresql(url, listed, target, text)
         case "sqlite":
-            return url.set(drivername="sqlite+aiosqlite"), {}
+            return DatabaseURL(url.set(drivername="sqlite+aiosqlite"), {})
         case _:
             raise BadURL("is of a database that is not supported: use postgresql:// or sqlite://")
 
@@ -75,30 +112,30 @@ def _without_host_list(url: str) -> tuple[str, str | None]:
     return (url[: found.start(1)] + url[found.end(1) :], found[1]) if found else (url, None)
 
 
-def _postgresql_arguments(url: URL, listed: str | None, target: str) -> tuple[URL, dict[str, Any]]:
-    query = dict(url.query)
-    for name, value in url.query.items():
-        if name not in _PARAMETERS or not isinstance(value, str):
-            # Not named: it may be part of a password that should have been percent-encoded.
-            raise BadURL(
-                "has a parameter that is not supported, or one twice; supported are "
-                + ", ".join(_PARAMETERS)
-            )
+def _postgresql(url: URL, listed: str | None, target: str, text: str) -> DatabaseURL:
+    query = _parameters(url)
     hosts, ports = _hosts(url, listed)
+    if any(host.endswith(".cockroachlabs.cloud") for host in hosts):
+        raise BadURL(_WHAT_TO_PASTE["cockroachdb"])
+    if url.password and re.fullmatch(r"\[?your[-_ ]?password\]?|\*+", url.password, re.IGNORECASE):
+        raise BadURL("has a placeholder in place of its password: put that there")
+    options = _Options(query.get("options", ""))
     arguments: dict[str, Any] = {
-        "ssl": _ssl_argument(url, hosts),
+        # Of several hosts, the one that is furthest away decides.
+        "ssl": tls_attempts(query, "prefer" if all(map(_is_local, hosts)) else "require"),
         "server_settings": {
-            "application_name": "task-api",
-            **{name: query[name] for name in _SERVER_PARAMETERS if name in query},
+            "application_name": query.get("application_name", "task-api"),
+            **({"options": options.others} if options.others else {}),
         },
     }
     for name in _CACHE_SIZES:
         if name in query:
-            if not str(query[name]).isdecimal():
-                raise BadURL(f"is wrong: {name} must be a number")
-            arguments[name] = int(str(query[name]))
+            arguments[name] = _number(name, query[name])
     if query.get("pgbouncer") == "true":  # As Prisma is told of such a pooler.
         arguments.setdefault("statement_cache_size", 0)
+    if "connect_timeout" in query:
+        seconds = _number("connect_timeout", query["connect_timeout"])
+        arguments["timeout"] = min(seconds or LONGEST_CONNECT_TIMEOUT, LONGEST_CONNECT_TIMEOUT)
     if len(hosts) > 1 or "target_session_attrs" in query:
         asked = query.get("target_session_attrs", target)
         if asked not in _TARGETS:
@@ -112,29 +149,147 @@ def _postgresql_arguments(url: URL, listed: str | None, target: str) -> tuple[UR
         where = {"host": hosts[0]}
     if len(hosts) == 1 and "port" in query:
         url = url.set(port=ports[0])
-    return url.set(drivername="postgresql+asyncpg", query=where), arguments
+    # As libpq has it, parameters count for more.
+    url = url.set(
+        username=_literally("user", text) if "user" in query else url.username,
+        password=_literally("password", text) if "password" in query else url.password,
+        database=query.get("dbname", url.database),
+    )
+    return DatabaseURL(
+        url.set(drivername="postgresql+asyncpg", query=where),
+        arguments,
+        _search_path(query, options),
+        _shortest(options.statement_timeout, query.get("statement_timeout")),
+        tuple(name for name in query if name in _IGNORED),
+    )
 
 
 # After the user's name and password, in SQLAlchemy's reading: a slash may be part of either.
 _HOST_LIST = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?+([^/?@]*,[^/?@]*)(?=[/?]|$)")
 _LISTED_HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::(.*))?")
 _TARGETS = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
-_TLS_PARAMETERS = ("sslmode", "ssl", "sslrootcert", "channel_binding")
-_SERVER_PARAMETERS = ("application_name", "options")
 # What the two caches of prepared statements hold; an old pooler wants the driver's at 0.
 _CACHE_SIZES = ("statement_cache_size", "prepared_statement_cache_size")
-# Addressed to other clients, such as Prisma; this service's own settings say the same.
-_IGNORED_PARAMETERS = ("connection_limit", "pool_timeout", "connect_timeout")
-_PARAMETERS = (
-    *_TLS_PARAMETERS,
-    *_SERVER_PARAMETERS,
+_HONOURED = (
+    *("sslmode", "ssl", "sslrootcert", "sslcert", "sslkey", "channel_binding"),
+    *("host", "port", "user", "password", "dbname", "target_session_attrs"),
+    *("application_name", "options", "search_path", "schema"),
+    *("connect_timeout", "statement_timeout", "pgbouncer"),
     *_CACHE_SIZES,
-    *_IGNORED_PARAMETERS,
-    "host",
-    "port",
-    "target_session_attrs",
-    "pgbouncer",
 )
+# Addressed to other clients; or what they say holds here anyway.
+_IGNORED = (
+    *("connection_limit", "pool_timeout", "supa", "workaround", "uselibpqcompat"),
+    *("client_encoding", "fallback_application_name", "gssencmode", "sslnegotiation"),
+    *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
+)
+# The values of these two that mean nothing here.
+_MEANINGLESS = {"gssencmode": ("disable", "prefer"), "sslnegotiation": ("postgres",)}
+# libpq's other parameters.
+_REFUSED = (
+    *("gssdelegation", "gsslib", "hostaddr", "krbsrvname", "load_balance_hosts"),
+    *("max_protocol_version", "min_protocol_version", "oauth_client_id"),
+    *("oauth_client_secret", "oauth_issuer", "oauth_scope", "passfile", "replication"),
+    *("require_auth", "requirepeer", "requiressl", "scram_client_key", "scram_server_key"),
+    *("service", "servicefile", "ssl_max_protocol_version", "ssl_min_protocol_version"),
+    *("sslcertmode", "sslcompression", "sslcrl", "sslcrldir", "sslkeylogfile", "sslpassword"),
+    *("sslsni", "tcp_user_timeout"),
+)
+
+
+def _parameters(url: URL) -> dict[str, str]:
+    """Those of the URL, all of which are known. Raises BadURL."""
+    for name, value in url.query.items():
+        if name in _HONOURED and not isinstance(value, str):
+            raise BadURL(f"has the parameter {name} twice: remove one of them")
+        if name in _REFUSED or value not in _MEANINGLESS.get(name, (value,)):
+            raise BadURL(f"has the parameter {name}, which is not supported: remove it")
+        if name not in _HONOURED + _IGNORED:
+            # Not named: it may be part of a password that should have been percent-encoded.
+            raise BadURL(
+                "has a parameter that is not supported; supported are "
+                + ", ".join(_HONOURED + _IGNORED)
+            )
+    return cast(dict[str, str], dict(url.query))
+
+
+def _literally(name: str, text: str) -> str:
+    """A parameter that the URL has, as libpq reads it, for which a plus sign is no space."""
+    return unquote(re.findall(rf"[?&]{name}=([^&]*)", text)[-1])
+
+
+def _number(name: str, value: str) -> int:
+    if not value.isdecimal():
+        raise BadURL(f"is wrong: {name} must be a number")
+    return int(value)
+
+
+class _Options:
+    """What the parameter `options` has the server set, and what is taken care of here instead.
+
+    A pooler refuses it, or forgets what was set.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.search_path: str | None = None
+        self.statement_timeout: str | None = None
+        others = []
+        for option in _OPTION.findall(text):
+            name, _, value = re.sub(r"^(-c\s*|--)", "", option).partition("=")
+            value = re.sub(r"\\(.)", r"\1", value)
+            match name.replace("-", "_").lower():
+                case "search_path":
+                    self.search_path = value
+                case "statement_timeout":
+                    self.statement_timeout = value
+                case _:
+                    others.append(option)
+        self.others = " ".join(others)
+
+
+# A backslash escapes what follows it, a space for example.
+_OPTION = re.compile(r"(?:-c\s+)?(?:[^\s\\]|\\.)+")
+_UNITS = {"us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _shortest(*timeouts: str | None) -> float | None:
+    """The shortest of PostgreSQL's durations in seconds; 0 stands for any time."""
+    seconds = []
+    for timeout in timeouts:
+        if timeout is not None:
+            found = re.fullmatch(r"(\d+)\s*(us|ms|s|min|h|d|)", timeout.strip())
+            if found is None:
+                raise BadURL("is wrong: statement_timeout must be milliseconds, or like 5s")
+            seconds.append(int(found[1]) * _UNITS[found[2]])
+    return min(filter(None, seconds), default=None)
+
+
+def _search_path(query: dict[str, str], options: _Options) -> tuple[str, ...]:
+    """The schemas of `schema`, which is Prisma's, or of `search_path`."""
+    paths = {
+        name: _identifiers(path)
+        for name, path in (
+            ("search_path", query.get("search_path")),
+            ("options", options.search_path),
+        )
+        if path is not None
+    }
+    if "schema" in query:
+        paths["schema"] = (query["schema"],)
+    if len(set(paths.values())) > 1:
+        raise BadURL(f"is wrong: {' and '.join(paths)} name different schemas: remove one of them")
+    return next(iter(paths.values()), ())
+
+
+def _identifiers(text: str) -> tuple[str, ...]:
+    """SQL's identifiers, which are lower case unless they are quoted."""
+    found = [_IDENTIFIER.fullmatch(part.strip()) for part in text.split(",")]
+    if not all(found):
+        raise BadURL("is wrong: search_path must be names of schemas, comma-separated")
+    return tuple(match[1] or match[2].lower() for match in found if match)
+
+
+_IDENTIFIER = re.compile(r'"([^"$,]+)"|([^\W\d][\w]*)')
 
 
 def _hosts(url: URL, listed: str | None) -> tuple[list[str], list[int]]:
@@ -162,56 +317,6 @@ def _hosts(url: URL, listed: str | None) -> tuple[list[str], list[int]]:
     if not all(0 < number < 65536 for number in numbers):
         raise BadURL("is wrong: a port must be a number from 1 to 65535")
     return names, numbers
-
-
-def _ssl_argument(url: URL, hosts: Iterable[str]) -> ssl.SSLContext | str | bool:
-    # asyncpg's name for it, and so SQLAlchemy's.
-    name = "sslmode" if "sslmode" in url.query else "ssl"
-    sslmode = url.query.get(name)
-    if url.query.get("ssl", sslmode) != sslmode:
-        raise BadURL("is wrong: sslmode and ssl differ: remove one of them")
-    sslrootcert = cast(str | None, url.query.get("sslrootcert"))
-    channel_binding = url.query.get("channel_binding")
-    # Of several hosts, the one that is furthest away decides.
-    mode = sslmode or ("prefer" if all(map(_is_local, hosts)) else "require")
-    if channel_binding == "require":
-        # asyncpg can't bind channels. What is asked for is that nobody stands in the middle, and a
-        # certificate verified in full gives that as well.
-        if sslmode in ("disable", "allow", "prefer"):
-            raise BadURL(
-                f"asks for {name}={sslmode} and channel_binding=require, "
-                "which exclude each other: remove one of them"
-            )
-        mode = "verify-full"
-    elif channel_binding not in (None, "prefer", "disable"):
-        raise BadURL("is wrong: channel_binding must be require, prefer or disable")
-    if mode == "require" and sslrootcert is not None:
-        mode = "verify-ca"  # As libpq does.
-    match mode:
-        case "disable":
-            return False
-        case "allow" | "prefer":
-            return str(mode)
-        case "require":
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            return context
-        case "verify-ca" | "verify-full":
-            cafile = None if sslrootcert == "system" else sslrootcert
-            try:
-                context = ssl.create_default_context(cafile=cafile)
-            except (OSError, ssl.SSLError):
-                raise BadURL("is wrong: sslrootcert is not a readable file") from None
-            context.check_hostname = mode == "verify-full"
-            # libpq does not ask for what PostgreSQL's manual does not put into a certificate.
-            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-            return context
-        case _:
-            raise BadURL(
-                f"is wrong: {name} must be disable, allow, prefer, require, verify-ca "
-                "or verify-full"
-            )
 
 
 def _is_local(host: str) -> bool:

@@ -31,7 +31,12 @@ class PgBouncer:
     """
 
     def __init__(
-        self, folder: Path, server: PostgreSQL, pool_size: int, certificate: Certificate | None
+        self,
+        folder: Path,
+        server: PostgreSQL,
+        pool_size: int,
+        certificate: Certificate | None,
+        clients_root: Path | None,
     ) -> None:
         self._folder = folder
         # It refuses to run as root.
@@ -61,6 +66,9 @@ class PgBouncer:
             settings["client_tls_cert_file"] = folder / "server.crt"
             settings["client_tls_key_file"] = folder / "server.key"
             self._keep(certificate)
+        if clients_root is not None:
+            settings["client_tls_sslmode"] = "verify-ca"
+            settings["client_tls_ca_file"] = shutil.copy(clients_root, folder / "clients.crt")
         lines = [
             "[databases]",
             f"* = host=127.0.0.1 port={server.port}",
@@ -112,13 +120,20 @@ class PgBouncer:
 
 @contextmanager
 def pooling(
-    server: PostgreSQL, *, pool_size: int = 5, certificate: Certificate | None = None
+    server: PostgreSQL,
+    *,
+    pool_size: int = 5,
+    certificate: Certificate | None = None,
+    clients_root: Path | None = None,
 ) -> Iterator[PgBouncer]:
-    """A pooler in front of a server, from its first listening to its end by force."""
+    """A pooler in front of a server, from its first listening to its end by force.
+
+    Clients must have a certificate of the authority `clients_root`, if that is given.
+    """
     with tempfile.TemporaryDirectory(prefix="pgbouncer-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        pooler = PgBouncer(folder, server, pool_size, certificate)
+        pooler = PgBouncer(folder, server, pool_size, certificate, clients_root)
         try:
             pooler.wait_until_it_listens()
             yield pooler

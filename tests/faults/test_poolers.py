@@ -12,11 +12,16 @@ from urllib.parse import urlsplit
 import asyncpg
 import httpx
 import pytest
+from databases import execute, opened
 from postgresql import PostgreSQL
 from service import PATIENCE, Service, create_database, serving
+from sqlmodel import col, select
 from support import Caller
 
 from faults.pgbouncer import PgBouncer, pooling
+from kit.database.database import Session
+from kit.database.indexes import make_indexes
+from models import Task
 
 CLIENTS = 40
 SERVER_CONNECTIONS = 5
@@ -223,7 +228,7 @@ class TestOldPooler:
         self, tmp_path: Path, pooled_url: str
     ) -> None:
         # Without a plain line: nothing but 503s, for a URL that works past the pooler.
-        url = f"{pooled_url}?{CURE}&options=-c%20statement_timeout%3D1000"
+        url = f"{pooled_url}?{CURE}&options=-c%20work_mem%3D8MB"
         with serving(tmp_path, DATABASE_URL=url) as service:
             async with service.client() as http:
                 answer = await Caller(http, "alice").get()
@@ -233,3 +238,31 @@ class TestOldPooler:
             assert any("unsupported startup parameter: options" in line for line in said), said
             assert "Traceback" not in service.log()
             assert len(said) <= 3, said
+
+    @pytest.mark.parametrize(
+        "parameters", ["schema=Mine", "options=-csearch_path%3D%22Mine%22,public"]
+    )
+    async def test_keeps_tasks_in_the_schema_of_the_url(
+        self, tmp_path: Path, pooled_url: str, url: str, parameters: str
+    ) -> None:
+        # By names with the schema: what a session sets, the pooler forgets.
+        await execute(url, 'CREATE TABLE task (id int); CREATE TABLE "user" (id text PRIMARY KEY)')
+        asked = f"{pooled_url}?{CURE}&{parameters}"
+        with serving(tmp_path, DATABASE_URL=asked) as service:
+            async with service.client() as http:
+                alice = Caller(http, "alice")
+                # Of Better Auth's user, which is beyond `schema`, but not beyond the search path.
+                refused = await alice.post({"title": "Too early"})
+                assert refused.status_code == (201 if "schema" in parameters else 401)
+                await execute(url, "INSERT INTO \"user\" VALUES ('alice')")
+                made = await alice.add("Mine")
+                assert (await alice.get(f"/{made['id']}")).json() == made
+        index = '"Mine".ix_task_user_id_created_at_deleted'
+        async with opened(asked) as database:
+            async with Session(database) as session:
+                [*_, task] = await session.exec(select(Task).order_by(col(Task.id)))
+                assert task.title == "Mine"
+            # An index that is missing is made in that schema, outside of a transaction.
+            await execute(url, f"DROP INDEX {index}")
+            await make_indexes(database)
+            await execute(url, f"DROP INDEX {index}")

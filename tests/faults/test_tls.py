@@ -46,7 +46,11 @@ class Certificates:
 
     def with_files(self, parameters: str) -> str:
         """A URL's parameters, with the files that they speak of."""
-        return parameters.format(root=self.authority.root, plain_root=self._plain_authority.root)
+        cert, key = self.kinds["good"]
+        plain_root = self._plain_authority.root
+        return parameters.format(
+            root=self.authority.root, plain_root=plain_root, cert=cert, key=key
+        )
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,8 @@ ACCEPTED = [
     ("good", ""),
     ("good", "sslmode=prefer"),
     ("good", "sslmode=require"),
+    ("good", "sslmode=allow"),
+    ("good", "ssl=true"),
     ("good", "sslmode=verify-ca&sslrootcert={root}"),
     ("good", "sslmode=verify-full&sslrootcert={root}"),
     ("good", "ssl=verify-full&sslrootcert={root}"),
@@ -93,7 +99,7 @@ ACCEPTED = [
     ("self-signed", ""),
     ("self-signed", "sslmode=require"),
     ("self-signed", "sslmode=require&channel_binding=prefer"),
-    ("wrong host", "sslmode=require"),
+    ("wrong host", "sslmode=no-verify&sslrootcert={root}"),
     ("wrong host", "sslmode=verify-ca&sslrootcert={root}"),
     ("expired", "sslmode=require"),
     # As openssl makes them by PostgreSQL's manual, which libpq accepts.
@@ -203,6 +209,23 @@ class TestServerWithTls:
         [warning] = warnings_in(caplog)
         assert "SSL required" in warning
 
+    @pytest.mark.parametrize(
+        ("parameters", "status"), [("", 503), ("&sslcert={cert}&sslkey={key}", 200)]
+    )
+    async def test_is_shown_the_certificate_that_it_asks_for(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        postgresql_server: PostgreSQL,
+        certificates: Certificates,
+        parameters: str,
+        status: int,
+    ) -> None:
+        good, root = certificates.kinds["good"], certificates.authority.root
+        with pooling(postgresql_server, certificate=good, clients_root=root) as server:
+            url = url_of(server, certificates.with_files(f"sslmode=require{parameters}"))
+            async with alice_at(monkeypatch, url) as alice:
+                assert (await alice.get()).status_code == status
+
 
 class TestServerWithoutTls:
     @pytest.mark.parametrize("parameters", ["", "sslmode=prefer", "sslmode=disable"])
@@ -225,7 +248,8 @@ class TestServerWithoutTls:
         # Without this, whoever answers "no TLS here" gets the password.
         async with alice_at(monkeypatch, f"{postgresql_url}?{parameters}") as alice:
             assert (await alice.get()).status_code == 503
-        assert "rejected SSL upgrade" in caplog.text
+        # Without this, nobody can tell what to do about it.
+        assert "add sslmode=disable to DATABASE_URL" in caplog.text
 
 
 class Impostor:

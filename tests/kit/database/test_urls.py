@@ -1,486 +1,385 @@
-# [Task]: T020 [From]: specs/requirements.md
-"""Database URLs as people and providers write them, and what they ask for."""
+# [Task]: T095 [From]: specs/requirements.md
+"""Database URLs as consoles print them and people write them, and what they ask for."""
 
+import os
 import ssl
-from datetime import timedelta
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from databases import new, opened
-from sqlalchemy import URL, text
+from faults.certificates import Authority
+from sqlalchemy import text
 
 from kit.database.database import Session
-from kit.database.sql import utc_now
-from kit.database.urls import connection_arguments, place
+from kit.database.urls import place, read_url
+from kit.errors import StatementTimeout
 from settings import SettingsError
 from tasks.queries import CREATE, LIST
 
-ENCRYPTED = (ssl.CERT_NONE, False)
-VERIFIED_CA = (ssl.CERT_REQUIRED, False)
-VERIFIED = (ssl.CERT_REQUIRED, True)
 
-NEON = (
-    "postgresql://neondb_owner:npg_AbC1dEf2GhI3@ep-cool-darkness-a1b2c3d4-pooler"
-    ".us-east-2.aws.neon.tech/neondb?sslmode=require&channel_binding=require"
+def cases(table: str) -> list[tuple[str, str]]:
+    """A URL, and below it what is expected of it."""
+    lines = [line.strip() for line in table.splitlines() if line and not line.startswith("#")]
+    return list(zip(lines[::2], lines[1::2], strict=True))
+
+
+def tls_of(attempt: ssl.SSLContext | bool) -> str:
+    if not isinstance(attempt, ssl.SSLContext):
+        return "plain" if attempt is False else "?"
+    if attempt.verify_mode == ssl.CERT_NONE:
+        return "encrypted"
+    return "verified" if attempt.check_hostname else "verified-ca"
+
+
+def asked(url: str, target: str = "read-write") -> str:
+    """What the driver is told, but for what every URL has it told."""
+    read = read_url(url, target)
+    assert read.url.drivername == "postgresql+asyncpg"
+    _, to = read.url.get_dialect()().create_connect_args(read.url)
+    rest = {**read.arguments, **read.arguments["server_settings"], **read._asdict()}
+    tls = "/".join(map(tls_of, rest.pop("ssl")))
+    place = f"{to.get('user')}:{to.get('password')}@{to.get('host')}:{to.get('port')}"
+    told = [f"{place}/{to.get('database')} {tls}"]
+    for name in ("url", "arguments", "server_settings"):
+        del rest[name]
+    if rest["application_name"] == "task-api":
+        del rest["application_name"]
+    for name, value in rest.items():
+        if value not in (None, ()):
+            told.append(f"{name}={'+'.join(value) if isinstance(value, tuple) else value}")
+    return " ".join(told)
+
+
+ACCEPTED = cases("""
+# Neon, pooled, direct, for psql and for Prisma.
+postgresql://o:npg_A1@ep-a-pooler.aws.neon.tech/neondb?sslmode=require&channel_binding=require
+    o:npg_A1@ep-a-pooler.aws.neon.tech:None/neondb verified
+postgresql://o:npg_A1@ep-a.aws.neon.tech/neondb?sslmode=require
+    o:npg_A1@ep-a.aws.neon.tech:None/neondb encrypted
+psql 'postgresql://o:npg_A1@ep-a.aws.neon.tech/neondb?sslmode=require'
+    o:npg_A1@ep-a.aws.neon.tech:None/neondb encrypted
+postgresql://o:p@ep-a-pooler.aws.neon.tech/d?sslmode=require&pgbouncer=true&connect_timeout=15
+    o:p@ep-a-pooler.aws.neon.tech:None/d encrypted statement_cache_size=0 timeout=5.0
+postgresql://u:p@h/d?options=endpoint%3Dep-a
+    u:p@h:None/d encrypted options=endpoint=ep-a
+# Supabase, direct, pooled, with Prisma's and Vercel's parameters.
+postgresql://postgres:pw@db.abcdef.supabase.co:5432/postgres
+    postgres:pw@db.abcdef.supabase.co:5432/postgres encrypted
+postgresql://postgres.a:p%40s%2Fw%25@a.pooler.supabase.com:6543/d?pgbouncer=true&connection_limit=1
+    postgres.a:p@s/w%@a.pooler.supabase.com:6543/d encrypted statement_cache_size=0 \
+ignored=connection_limit
+postgres://u:p@h:6543/d?supa=base-pooler.x&workaround=supabase-pooler.vercel&schema=Mine&pgbouncer=1
+    u:p@h:6543/d encrypted search_path=Mine ignored=supa+workaround
+# Render, Railway, Heroku, Fly, Azure, RDS, DigitalOcean, Aiven, Cloud SQL.
+postgresql://u:p@dpg-a1-a.oregon-postgres.render.com/d
+    u:p@dpg-a1-a.oregon-postgres.render.com:None/d encrypted
+postgresql://postgres:p@roundhouse.proxy.rlwy.net:41234/railway
+    postgres:p@roundhouse.proxy.rlwy.net:41234/railway encrypted
+postgres://uab:p1f2@ec2-54-83-1-2.compute-1.amazonaws.com:5432/d4t7
+    uab:p1f2@ec2-54-83-1-2.compute-1.amazonaws.com:5432/d4t7 encrypted
+postgres://u:p@tasks-db.flycast:5432/d?sslmode=disable
+    u:p@tasks-db.flycast:5432/d plain
+postgresql://u@srv:p@srv.postgres.database.azure.com/d?sslmode=require
+    u@srv:p@srv.postgres.database.azure.com:None/d encrypted
+postgresql://u:p@x.eu-west-1.rds.amazonaws.com:5432/d?sslmode=verify-full&sslrootcert={root}
+    u:p@x.eu-west-1.rds.amazonaws.com:5432/d verified
+postgresql://doadmin:p@x.db.ondigitalocean.com:25060/defaultdb?sslmode=require
+    doadmin:p@x.db.ondigitalocean.com:25060/defaultdb encrypted
+postgres://avnadmin:p@x.aivencloud.com:12691/defaultdb?sslmode=require
+    avnadmin:p@x.aivencloud.com:12691/defaultdb encrypted
+postgresql://u:p@/d?host=/cloudsql/project:europe-west1:instance
+    u:p@/cloudsql/project:europe-west1:instance:None/d encrypted/plain
+# Quotes, spaces, upper case, drivers' names.
+"postgresql://u:p@h/d"
+    u:p@h:None/d encrypted
+'  POSTGRES://u:p@h/d '
+    u:p@h:None/d encrypted
+psql postgresql://u:p@h/d
+    u:p@h:None/d encrypted
+postgresql+psycopg2://u:p@h/d
+    u:p@h:None/d encrypted
+PostgreSQL+asyncpg://u:p@h/d
+    u:p@h:None/d encrypted
+# TLS by the host, and by each way to ask for it.
+postgresql://localhost/d
+    None:None@localhost:None/d encrypted/plain
+postgresql://u:p@127.0.0.1:5433/d
+    u:p@127.0.0.1:5433/d encrypted/plain
+postgresql://u:p@[::1]:5433/d
+    u:p@::1:5433/d encrypted/plain
+postgresql://u:p@10.0.0.5/d
+    u:p@10.0.0.5:None/d encrypted
+postgresql://u:p@localhost.example.com/d
+    u:p@localhost.example.com:None/d encrypted
+postgresql://u:p@h/d?sslmode=allow
+    u:p@h:None/d plain/encrypted
+postgresql://u:p@h/d?sslmode=prefer&gssencmode=prefer
+    u:p@h:None/d encrypted/plain ignored=gssencmode
+postgresql://u:p@localhost/d?sslmode=require
+    u:p@localhost:None/d encrypted
+postgresql://u:p@h/d?sslmode=no-verify&sslrootcert={root}&uselibpqcompat=true
+    u:p@h:None/d encrypted ignored=uselibpqcompat
+postgresql://u:p@h/d?ssl=true
+    u:p@h:None/d encrypted
+postgresql://u:p@h/d?ssl=false&sslmode=disable
+    u:p@h:None/d plain
+postgresql://u:p@h/d?ssl=verify-ca&sslmode=verify-ca
+    u:p@h:None/d verified-ca
+postgresql://u:p@h/d?sslmode=require&sslrootcert={root}
+    u:p@h:None/d verified-ca
+postgresql://u:p@h/d?sslmode=verify-full&sslrootcert=system
+    u:p@h:None/d verified
+postgresql://u:p@h/d?sslmode=verify-full&sslcert={cert}&sslkey={key}
+    u:p@h:None/d verified
+postgresql://u:p@h/d?sslmode=verify-ca&channel_binding=require
+    u:p@h:None/d verified
+postgresql://u:p@h/d?channel_binding=prefer
+    u:p@h:None/d encrypted
+# Parameters for more than what stands before the path.
+postgresql:///d?host=/tmp&user=me&password=a%20b+c
+    me:a b+c@/tmp:None/d encrypted/plain
+postgresql://u:p@localhost/d?host=db.example.com&port=6000&dbname=other
+    u:p@db.example.com:6000/other encrypted
+postgresql://u@/d?host=/run&port=6000
+    u:None@/run:6000/d encrypted/plain
+postgresql:///d
+    None:None@None:None/d encrypted/plain
+# Limits, schemas, the server's settings.
+postgresql://u:p@h/d?connect_timeout=3&statement_timeout=800
+    u:p@h:None/d encrypted timeout=3 statement_timeout=0.8
+postgresql://u:p@h/d?connect_timeout=0&options=-c%20statement_timeout%3D5s&statement_timeout=0
+    u:p@h:None/d encrypted timeout=5.0 statement_timeout=5.0
+postgresql://u:p@h/d?statement_timeout=1min&options=--statement-timeout%3D2s+-c+work_mem%3D8MB
+    u:p@h:None/d encrypted options=-c work_mem=8MB statement_timeout=2.0
+postgresql://u:p@h/d?search_path=App,%22Odd%20One%22
+    u:p@h:None/d encrypted search_path=app+Odd One
+postgresql://u:p@h/d?options=-csearch_path%3Dapp,%5C%20public&application_name=mine
+    u:p@h:None/d encrypted application_name=mine search_path=app+public
+postgresql://u:p@h/d?schema=app&search_path=app
+    u:p@h:None/d encrypted search_path=app
+postgresql://u:p@h/d?statement_cache_size=5&prepared_statement_cache_size=7&pgbouncer=true
+    u:p@h:None/d encrypted statement_cache_size=5 prepared_statement_cache_size=7
+postgresql://u:p@h/d?keepalives=1&keepalives_idle=30&client_encoding=utf8&sslnegotiation=postgres
+    u:p@h:None/d encrypted ignored=keepalives+keepalives_idle+client_encoding+sslnegotiation
+# Several hosts, as libpq reads them; the one that is furthest away decides on TLS.
+postgres://u:p@h1:6000,h2,h3:7000/d
+    u:p@['h1', 'h2', 'h3']:[6000, 5432, 7000]/d encrypted target_session_attrs=read-write
+postgresql://u:p@h1,h2/d?port=6000,&target_session_attrs=any
+    u:p@['h1', 'h2']:[6000, 5432]/d encrypted target_session_attrs=any
+postgresql://u:p@[::1]:5433,[2001:db8::7]/d
+    u:p@['::1', '2001:db8::7']:[5433, 5432]/d encrypted target_session_attrs=read-write
+postgresql://u:p@a:1,b:2/d?host=h1,::1
+    u:p@['h1', '::1']:[1, 2]/d encrypted target_session_attrs=read-write
+postgresql://u:p@%2Frun,localhost:6000/d
+    u:p@['/run', 'localhost']:[5432, 6000]/d encrypted/plain target_session_attrs=read-write
+postgresql://u:p@h/d?target_session_attrs=primary
+    u:p@h:None/d encrypted target_session_attrs=primary
+# A comma or a slash in a password.
+postgresql://u:a/b,c@h:6000/d
+    u:a/b,c@h:6000/d encrypted
+postgresql://u:a,b@h1,h2/d
+    u:a,b@['h1', 'h2']:[5432, 5432]/d encrypted target_session_attrs=read-write
+""")
+
+REFUSED = cases("""
+jdbc:postgresql://h/d?user=u&password=hunter2
+    is a URL for Java: write it as postgresql://
+prisma+postgres://accelerate.prisma-data.net/?api_key=hunter2
+    paste the URL of the database itself
+https://hunter2.supabase.co
+    is the address of a web page: paste the connection string
+postgresql://u:hunter2@free-tier.gcp.cockroachlabs.cloud:26257/d?sslmode=verify-full
+    is of CockroachDB
+cockroachdb://u:hunter2@h:26257/d
+    is of CockroachDB
+mysql://u:hunter2@h1,h2/d
+    is of a database that is not supported
+postgresqlx://u:hunter2@h/d
+    is of a database that is not supported
+host=h dbname=d password=hunter2
+    is not a URL: it should look like
+psql "host=h password=hunter2"
+    is not a URL: it should look like
+postgresql//u:hunter2@h/d
+    is not a URL
+postgresql://u:hunter2@h:port/d
+    is not a URL
+tasks.db
+    is not a URL
+postgresql://postgres:[YOUR-PASSWORD]@db.abcdef.supabase.co:5432/postgres
+    has a placeholder in place of its password
+postgresql://u:************@ep-a.aws.neon.tech/neondb
+    has a placeholder in place of its password
+postgresql://u:hunter2@h/d?colour=hunter2
+    has a parameter that is not supported; supported are
+postgresql://u:pass@word?hunter2=@h/d
+    has a parameter that is not supported; supported are
+postgresql://u:hunter2@h/d?sslcrl=hunter2
+    has the parameter sslcrl, which is not supported: remove it
+postgresql://u:hunter2@h/d?gssencmode=require
+    has the parameter gssencmode, which is not supported: remove it
+postgresql://u:hunter2@h/d?sslnegotiation=direct
+    has the parameter sslnegotiation, which is not supported: remove it
+postgresql://u:hunter2@h/d?sslmode=require&sslmode=disable
+    has the parameter sslmode twice
+postgresql://u:hunter2@h/d?sslmode=hunter2
+    sslmode must be one of
+postgresql://u:hunter2@h/d?ssl=hunter2
+    ssl must be one of
+postgresql://u:hunter2@h/d?ssl=true&sslmode=disable
+    sslmode and ssl differ
+postgresql://u:hunter2@h/d?channel_binding=hunter2
+    channel_binding must be
+postgresql://u:hunter2@h/d?ssl=prefer&channel_binding=require
+    ssl=prefer and channel_binding=require, which exclude each other
+postgresql://u:hunter2@h/d?sslmode=verify-ca&sslrootcert=/hunter2
+    sslrootcert is not a readable file
+postgresql://u:hunter2@h/d?sslmode=require&sslcert=/hunter2
+    sslcert and sslkey are not
+postgresql://u:hunter2@h/d?sslkey=/hunter2
+    sslkey is of use only together with sslcert
+postgresql://u:hunter2@h/d?statement_cache_size=hunter2
+    statement_cache_size must be a number
+postgresql://u:hunter2@h/d?connect_timeout=-1
+    connect_timeout must be a number
+postgresql://u:hunter2@h/d?statement_timeout=hunter2
+    statement_timeout must be milliseconds, or like 5s
+postgresql://u:hunter2@h/d?search_path=%22$user%22,public
+    search_path must be names of schemas
+postgresql://u:hunter2@h/d?schema=a&search_path=b
+    search_path and schema name different schemas
+postgresql://u:hunter2@h/d?target_session_attrs=hunter2
+    target_session_attrs must be one of
+postgresql://u:hunter2@h1,,h2/d
+    several hosts are written
+postgresql://u:hunter2@[::1,h2/d
+    several hosts are written
+postgresql://u:hunter2@h1,h2,h3/d?port=1,2
+    several hosts are written
+postgresql://u:hunter2@h1:port,h2/d
+    a port must be
+postgresql://u:hunter2@h1:65536,h2/d
+    a port must be
+postgresql://u:p@ss,hunter2@h/d
+    an @ in its password must be written as %40
+postgresql://u:p@hunter2@h/d
+    an @ in its password must be written as %40
+""")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    authority = Authority(tmp_path_factory.mktemp("certificates"))
+    own = authority.issue("own")
+    return {"root": authority.root, "cert": own.certificate, "key": own.key}
+
+
+@pytest.mark.parametrize(("url", "expected"), ACCEPTED)
+def test_is_understood(url: str, expected: str, files: dict[str, Path]) -> None:
+    assert asked(url.format(**files)) == expected
+
+
+@pytest.mark.parametrize(("url", "reason"), REFUSED)
+def test_is_refused_in_plain_words(url: str, reason: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        read_url(url, setting="DATABASE_READ_URL")
+    said = str(refused.value)
+    assert said.startswith("DATABASE_READ_URL ")
+    assert reason in said
+    assert "hunter2" not in said
+    assert refused.value.__suppress_context__
+
+
+async def test_a_bad_one_stops_the_start() -> None:
+    with pytest.raises(SettingsError, match="DATABASE_URL"):
+        async with opened("mysql://u:p@h/d"):
+            pytest.fail("it started")
+
+
+def test_sslrootcert_is_the_only_authority(files: dict[str, Path]) -> None:
+    url = "postgresql://u:p@h/d?sslmode=verify-full&sslrootcert={root}"
+    [context] = read_url(url.format(**files)).arguments["ssl"]
+    [certificate] = context.get_ca_certs()
+    assert certificate["subject"] == ((("commonName", "The suite's authority"),),)
+
+
+def test_the_setting_chooses_among_hosts_if_the_url_is_silent() -> None:
+    assert asked("postgresql://u:p@h1,h2/d", "prefer-standby").endswith("prefer-standby")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@h1,h2:6000/d?application_name=a", "u:***@h1:5432,h2:6000/d"),
+        ("postgresql://u:p@[::1],h2/d", "u:***@[::1]:5432,h2:5432/d"),
+        ("postgresql:///d?host=h1,h2", "h1:5432,h2:5432/d"),
+        ("postgresql://u@h/d?sslmode=require&password=p", "u:***@h/d"),
+    ],
 )
+def test_is_shown_without_the_password(url: str, shown: str) -> None:
+    assert place(read_url(url).url) == f"postgresql+asyncpg://{shown}"
 
 
-def tls_of(arguments: dict[str, Any]) -> object:
-    """The `ssl` argument; of a context, what it verifies."""
-    argument = arguments["ssl"]
-    if isinstance(argument, ssl.SSLContext):
-        return argument.verify_mode, argument.check_hostname
-    return argument
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("sqlite:///x.db", "x.db"),
+        ("'SQLITE:////var/x.db'", "/var/x.db"),
+        ("sqlite+pysqlite:///x.db", "x.db"),
+        ("sqlite://", None),
+        ("sqlite:///:memory:", ":memory:"),
+    ],
+)
+def test_sqlite_is_opened_by_aiosqlite(url: str, database: str | None) -> None:
+    read = read_url(url)
+    assert (read.url.drivername, read.url.database) == ("sqlite+aiosqlite", database)
+    assert read.arguments == {}
 
 
-class TestPostgreSQLURL:
-    @pytest.mark.parametrize(
-        ("url", "host", "port", "database", "password", "tls"),
-        [
-            pytest.param(
-                NEON,
-                "ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech",
-                None,
-                "neondb",
-                "npg_AbC1dEf2GhI3",
-                VERIFIED,
-                id="Neon's pooler",
-            ),
-            pytest.param(
-                "postgresql://o:pw@ep-cool-a1b2.us-east-2.aws.neon.tech/neondb?sslmode=require",
-                "ep-cool-a1b2.us-east-2.aws.neon.tech",
-                None,
-                "neondb",
-                "pw",
-                ENCRYPTED,
-                id="Neon, direct",
-            ),
-            pytest.param(
-                "postgres://uabc:p1f2@ec2-54-83-1-2.compute-1.amazonaws.com:5432/d4t7",
-                "ec2-54-83-1-2.compute-1.amazonaws.com",
-                5432,
-                "d4t7",
-                "p1f2",
-                ENCRYPTED,
-                id="Heroku",
-            ),
-            pytest.param(
-                "postgresql://postgres.abcdef:p%40ss%2Fw%25rd@aws-0-eu-central-1.pooler.supabase.com"
-                ":6543/postgres?pgbouncer=true&connection_limit=1",
-                "aws-0-eu-central-1.pooler.supabase.com",
-                6543,
-                "postgres",
-                "p@ss/w%rd",
-                ENCRYPTED,
-                id="Supabase, as for Prisma",
-            ),
-            pytest.param(
-                "postgresql://postgres:pw@db.abcdef.supabase.co:5432/postgres",
-                "db.abcdef.supabase.co",
-                5432,
-                "postgres",
-                "pw",
-                ENCRYPTED,
-                id="Supabase, direct",
-            ),
-            pytest.param(
-                "postgresql+asyncpg://u:p@db.example.com/d",
-                "db.example.com",
-                None,
-                "d",
-                "p",
-                ENCRYPTED,
-                id="asyncpg",
-            ),
-            pytest.param(
-                "postgresql+psycopg2://u:p@db.example.com/d",
-                "db.example.com",
-                None,
-                "d",
-                "p",
-                ENCRYPTED,
-                id="psycopg2",
-            ),
-            pytest.param(
-                "  postgresql://u:p@db.example.com/d\n",
-                "db.example.com",
-                None,
-                "d",
-                "p",
-                ENCRYPTED,
-                id="pasted with spaces around it",
-            ),
-            pytest.param(
-                "postgresql://localhost/d", "localhost", None, "d", None, "prefer", id="localhost"
-            ),
-            pytest.param(
-                "postgresql://u:p@127.0.0.1:5433/d",
-                "127.0.0.1",
-                5433,
-                "d",
-                "p",
-                "prefer",
-                id="127.0.0.1",
-            ),
-            pytest.param(
-                "postgresql://u:p@[::1]:5433/d", "::1", 5433, "d", "p", "prefer", id="[::1]"
-            ),
-            pytest.param(
-                "postgresql://u:p@10.0.0.5/d", "10.0.0.5", None, "d", "p", ENCRYPTED, id="10.0.0.5"
-            ),
-            pytest.param(
-                "postgresql://u:p@localhost.example.com/d",
-                "localhost.example.com",
-                None,
-                "d",
-                "p",
-                ENCRYPTED,
-                id="localhost.example.com",
-            ),
-        ],
-    )
-    def test_becomes_asyncpg_arguments(
-        self,
-        url: str,
-        host: str,
-        port: int | None,
-        database: str,
-        password: str | None,
-        tls: object,
-    ) -> None:
-        parsed, arguments = connection_arguments(url)
-        assert parsed.drivername == "postgresql+asyncpg"
-        assert (parsed.host, parsed.port, parsed.database) == (host, port, database)
-        assert parsed.password == password
-        assert parsed.query == {}
-        assert tls_of(arguments) == tls
-        assert arguments["server_settings"] == {"application_name": "task-api"}
-
-    @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "db.example.com"])
-    @pytest.mark.parametrize("name", ["sslmode", "ssl"])
-    @pytest.mark.parametrize(
-        ("sslmode", "tls"),
-        [
-            ("disable", False),
-            ("allow", "allow"),
-            ("prefer", "prefer"),
-            ("require", ENCRYPTED),
-            ("verify-ca", VERIFIED_CA),
-            ("verify-full", VERIFIED),
-        ],
-    )
-    def test_sslmode_means_the_same_for_any_host(
-        self, host: str, name: str, sslmode: str, tls: object
-    ) -> None:
-        parsed, arguments = connection_arguments(
-            f"postgresql+asyncpg://u:p@{host}/d?{name}={sslmode}"
-        )
-        assert parsed.query == {}
-        assert tls_of(arguments) == tls
-
-    def test_sslmode_and_ssl_may_say_the_same(self) -> None:
-        _, arguments = connection_arguments("postgresql://u:p@h/d?ssl=verify-ca&sslmode=verify-ca")
-        assert tls_of(arguments) == VERIFIED_CA
-
-    @pytest.mark.parametrize("sslmode", ["", "sslmode=require&", "sslmode=verify-ca&"])
-    def test_channel_binding_is_honoured_by_full_verification(self, sslmode: str) -> None:
-        url = f"postgresql://u:p@db.example.com/d?{sslmode}channel_binding=require"
-        _, arguments = connection_arguments(url)
-        assert tls_of(arguments) == VERIFIED
-
-    @pytest.mark.parametrize("name", ["sslmode", "ssl"])
-    @pytest.mark.parametrize("sslmode", ["disable", "allow", "prefer"])
-    def test_channel_binding_is_refused_where_tls_may_be_missing(
-        self, name: str, sslmode: str
-    ) -> None:
-        url = f"postgresql://u:p@db.example.com/d?{name}={sslmode}&channel_binding=require"
-        with pytest.raises(SettingsError, match=f"{name}={sslmode} and channel_binding"):
-            connection_arguments(url)
-
-    @pytest.mark.parametrize("channel_binding", ["prefer", "disable"])
-    def test_optional_channel_binding_changes_nothing(self, channel_binding: str) -> None:
-        url = f"postgresql://u:p@db.example.com/d?channel_binding={channel_binding}"
-        parsed, arguments = connection_arguments(url)
-        assert parsed.query == {}
-        assert tls_of(arguments) == ENCRYPTED
-
-    @pytest.mark.parametrize(
-        ("sslmode", "tls"),
-        [("require", VERIFIED_CA), ("verify-ca", VERIFIED_CA), ("verify-full", VERIFIED)],
-    )
-    def test_sslrootcert_is_the_only_authority(
-        self, sslmode: str, tls: object, authority: Path
-    ) -> None:
-        parsed, arguments = connection_arguments(
-            f"postgresql://u:p@db.example.com/d?sslmode={sslmode}&sslrootcert={authority}"
-        )
-        assert parsed.query == {}
-        assert tls_of(arguments) == tls
-        [certificate] = arguments["ssl"].get_ca_certs()
-        assert certificate["subject"] == ((("commonName", "authority of the suite"),),)
-
-    def test_sslrootcert_system_means_the_authorities_of_the_machine(self) -> None:
-        _, arguments = connection_arguments(
-            "postgresql://u:p@db.example.com/d?sslmode=verify-full&sslrootcert=system"
-        )
-        assert tls_of(arguments) == VERIFIED
-        assert arguments["ssl"].cert_store_stats() == (
-            ssl.create_default_context().cert_store_stats()
-        )
-
-    @pytest.mark.parametrize(
-        ("url", "query", "tls"),
-        [
-            ("postgresql:///d?host=/tmp", {"host": "/tmp"}, "prefer"),  # noqa: S108
-            ("postgresql://u@/d?host=/var/run/pg", {"host": "/var/run/pg"}, "prefer"),
-            ("postgresql://u@/d?host=db.example.com", {"host": "db.example.com"}, ENCRYPTED),
-            # The parameter is where the driver goes, whatever stands before the path.
-            (
-                "postgresql://u@localhost/d?host=db.example.com",
-                {"host": "db.example.com"},
-                ENCRYPTED,
-            ),
-            ("postgresql:///d", {}, "prefer"),
-        ],
-    )
-    def test_host_may_be_a_parameter(self, url: str, query: dict[str, str], tls: object) -> None:
-        parsed, arguments = connection_arguments(url)
-        assert parsed.query == query
-        assert tls_of(arguments) == tls
-
-    def test_application_name_and_options_go_to_the_server(self) -> None:
-        parsed, arguments = connection_arguments(
-            "postgresql://u:p@h/d?application_name=mine&options=endpoint%3Dep-cool-a1b2"
-        )
-        assert parsed.query == {}
-        assert arguments["server_settings"] == {
-            "application_name": "mine",
-            "options": "endpoint=ep-cool-a1b2",
-        }
-
-    @pytest.mark.parametrize(
-        ("parameters", "sizes"),
-        [
-            ("statement_cache_size=0", {"statement_cache_size": 0}),
-            (
-                "statement_cache_size=5&prepared_statement_cache_size=7",
-                {"statement_cache_size": 5, "prepared_statement_cache_size": 7},
-            ),
-            ("pgbouncer=true", {"statement_cache_size": 0}),
-            ("pgbouncer=true&statement_cache_size=5", {"statement_cache_size": 5}),
-            ("pgbouncer=false", {}),
-            ("", {}),
-        ],
-    )
-    def test_cache_sizes_are_numbers_for_the_driver(
-        self, parameters: str, sizes: dict[str, int]
-    ) -> None:
-        parsed, arguments = connection_arguments(f"postgresql://u:p@h/d?{parameters}")
-        assert parsed.query == {}
-        assert {n: v for n, v in arguments.items() if n.endswith("cache_size")} == sizes
-
-    @pytest.mark.parametrize("size", ["many", "-1", "1.5"])
-    def test_a_cache_size_that_is_no_number_is_refused(self, size: str) -> None:
-        with pytest.raises(SettingsError, match="statement_cache_size"):
-            connection_arguments(f"postgresql://u:p@h/d?statement_cache_size={size}")
-
-    @pytest.mark.parametrize(
-        "name", ["pgbouncer", "connection_limit", "pool_timeout", "connect_timeout"]
-    )
-    def test_parameters_for_other_clients_are_ignored(self, name: str) -> None:
-        parsed, arguments = connection_arguments(f"postgresql://u:p@h/d?{name}=1")
-        assert parsed.query == {}
-        assert arguments["server_settings"] == {"application_name": "task-api"}
-
-    @pytest.mark.parametrize(
-        ("url", "reason"),
-        [
-            ("postgresql://u:p@h/d?colour=blue", "parameter"),
-            ("postgresql://u:p@h/d?sslmode=require&sslmode=disable", "sslmode"),
-            ("postgresql://u:p@h/d?sslmode=always", "sslmode must be"),
-            ("postgresql://u:p@h/d?ssl=true", "ssl must be"),
-            ("postgresql://u:p@h/d?ssl=require&sslmode=disable", "sslmode and ssl differ"),
-            ("postgresql://u:p@h1,h2/d?target_session_attrs=master", "target_session_attrs must"),
-            ("postgresql://u:p@h/d?target_session_attrs=master", "target_session_attrs must"),
-            ("postgresql://u:p@h1,,h2/d", "several hosts are written"),
-            ("postgresql://u:p@h1,/d", "several hosts are written"),
-            ("postgresql://u:p@[::1,h2/d", "several hosts are written"),
-            ("postgresql://u:p@::1,h2/d", "several hosts are written"),
-            ("postgresql://u:p@h1,h2,h3/d?port=1,2", "several hosts are written"),
-            ("postgresql://u:p@h/d?port=1,2", "several hosts are written"),
-            ("postgresql://u:p@h1:port,h2/d", "a port must be"),
-            ("postgresql://u:p@h1:65536,h2/d", "a port must be"),
-            ("postgresql://u:p@h1:0,h2/d", "a port must be"),
-            ("postgresql://u:p@ss,word@h/d", "%40"),
-            ("postgresql://u:p@ssword@h/d", "%40"),
-            ("mysql://u:p@h1,h2/d", "not supported"),
-            ("postgresql://u:p@h/d?channel_binding=always", "channel_binding must be"),
-            ("postgresql://u:p@h/d?sslmode=verify-ca&sslrootcert=/none.pem", "sslrootcert"),
-            ("mysql://u:p@h/d", "not supported"),
-            ("https://h/d", "not supported"),
-            ("postgresqlx://u:p@h/d", "not supported"),
-            ("host=h dbname=d", "not a URL"),
-            ("postgresql://u:p@h:port/d", "not a URL"),
-            ("tasks.db", "not a URL"),
-            ("", "not a URL"),
-        ],
-    )
-    def test_refused(self, url: str, reason: str) -> None:
-        with pytest.raises(SettingsError, match=reason) as refused:
-            connection_arguments(url)
-        assert str(refused.value).startswith("DATABASE_URL")
-        assert "u:p" not in str(refused.value)
-
-    async def test_bad_url_stops_the_start(self) -> None:
-        with pytest.raises(SettingsError, match="DATABASE_URL"):
-            async with opened("mysql://u:p@h/d"):
-                pytest.fail("it started")
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+async def test_sqlite_in_memory_keeps_tasks_as_long_as_it_is_open(url: str) -> None:
+    async with opened(url) as database:
+        await CREATE.rows(Session(database), **new("kept"))
+        [row] = await LIST.rows(Session(database), owner="alice")
+    assert row["title"] == "kept"
 
 
-class TestSeveralHosts:
-    @pytest.mark.parametrize(
-        ("url", "hosts", "ports"),
-        [
-            ("postgresql://u:p@h1:5432,h2:5433/d", ["h1", "h2"], [5432, 5433]),
-            ("postgres://u:p@h1:6000,h2,h3:7000/d", ["h1", "h2", "h3"], [6000, 5432, 7000]),
-            ("postgresql+asyncpg://u:p@h1,h2/d", ["h1", "h2"], [5432, 5432]),
-            ("postgresql://u:p@h1,h2/d?port=6000", ["h1", "h2"], [6000, 6000]),
-            ("postgresql://u:p@h1,h2/d?port=6000,", ["h1", "h2"], [6000, 5432]),
-            ("postgresql://u:p@[::1]:5433,[2001:db8::7]/d", ["::1", "2001:db8::7"], [5433, 5432]),
-            ("postgresql://u:p@/d?host=h1,h2", ["h1", "h2"], [5432, 5432]),
-            ("postgresql://u:p@/d?host=h1,::1&port=6000,7000", ["h1", "::1"], [6000, 7000]),
-            # As libpq has it, a parameter counts for more.
-            ("postgresql://u:p@a:1,b:2/d?host=h1,h2", ["h1", "h2"], [1, 2]),
-            ("postgresql://u:p@%2Frun,h2:6000/d", ["/run", "h2"], [5432, 6000]),
-        ],
-    )
-    def test_are_read_as_libpq_reads_them(
-        self, url: str, hosts: list[str], ports: list[int]
-    ) -> None:
-        parsed, arguments = connection_arguments(url)
-        assert given(parsed) == {"host": hosts, "port": ports}
-        assert (parsed.username, parsed.password, parsed.database) == ("u", "p", "d")
-        assert arguments["target_session_attrs"] == "read-write"
-
-    @pytest.mark.parametrize("password", ["a,b", "a,b/c", "a/b,c", "a:b,c"])
-    def test_are_not_seen_in_a_password(self, password: str) -> None:
-        parsed, arguments = connection_arguments(f"postgresql://u:{password}@h:6000/d")
-        assert (parsed.password, parsed.host, parsed.port) == (password, "h", 6000)
-        assert parsed.query == {}
-        assert "target_session_attrs" not in arguments
-        parsed, _ = connection_arguments(f"postgresql://u:{password}@h1,h2/d")
-        assert (parsed.password, parsed.query["host"]) == (password, "h1,h2")
-
-    @pytest.mark.parametrize(
-        "target", ["any", "primary", "standby", "prefer-standby", "read-write", "read-only"]
-    )
-    @pytest.mark.parametrize("hosts", ["h1,h2", "h"])
-    def test_are_chosen_from_by_target_session_attrs(self, hosts: str, target: str) -> None:
-        _, arguments = connection_arguments(
-            f"postgresql://u:p@{hosts}/d?target_session_attrs={target}"
-        )
-        assert arguments["target_session_attrs"] == target
-
-    def test_are_chosen_from_as_the_setting_has_it_if_the_url_is_silent(self) -> None:
-        _, arguments = connection_arguments("postgresql://u:p@h1,h2/d", "prefer-standby")
-        assert arguments["target_session_attrs"] == "prefer-standby"
-
-    @pytest.mark.parametrize(
-        ("hosts", "tls"),
-        [
-            ("127.0.0.1,localhost", "prefer"),
-            ("[::1],%2Ftmp", "prefer"),
-            ("localhost,db.example.com", ENCRYPTED),
-            ("db.example.com,localhost", ENCRYPTED),
-            ("10.0.0.1,10.0.0.2", ENCRYPTED),
-        ],
-    )
-    def test_are_talked_to_as_the_one_that_is_furthest_away(self, hosts: str, tls: object) -> None:
-        _, arguments = connection_arguments(f"postgresql://u:p@{hosts}/d")
-        assert tls_of(arguments) == tls
-
-    @pytest.mark.parametrize(
-        ("url", "shown"),
-        [
-            ("postgresql://u:p@h1,h2:6000/d?application_name=a", "u:***@h1:5432,h2:6000/d"),
-            ("postgresql://u:p@[::1],h2/d", "u:***@[::1]:5432,h2:5432/d"),
-            ("postgresql:///d?host=h1,h2", "h1:5432,h2:5432/d"),
-            ("postgresql://u:p@h/d?sslmode=require", "u:***@h/d"),
-        ],
-    )
-    def test_are_shown_without_the_password(self, url: str, shown: str) -> None:
-        parsed, _ = connection_arguments(url)
-        assert place(parsed) == f"postgresql+asyncpg://{shown}"
-
-    def test_may_be_one_socket_with_a_port(self) -> None:
-        parsed, arguments = connection_arguments("postgresql://u@/d?host=/run&port=6000")
-        assert given(parsed) == {"host": "/run", "port": 6000}
-        assert "target_session_attrs" not in arguments
+async def test_sqlite_file_is_in_wal_mode_with_foreign_keys_and_a_busy_timeout(
+    sqlite_url: str,
+) -> None:
+    async with opened(sqlite_url) as database, Session(database) as own:
+        connection = await own.connection()
+        pragmas = [
+            await connection.scalar(text(f"PRAGMA {name}"))
+            for name in ("journal_mode", "foreign_keys", "busy_timeout")
+        ]
+    assert pragmas == ["wal", 1, 1500]
 
 
-def given(url: URL) -> dict[str, object]:
-    """What the driver is told of where to go."""
-    _, options = url.get_dialect()().create_connect_args(url)
-    return {name: options[name] for name in ("host", "port")}
+async def test_the_shorter_statement_timeout_wins(postgresql_url: str) -> None:
+    async with opened(f"{postgresql_url}?statement_timeout=100") as database:
+        began = time.monotonic()
+        with pytest.raises(StatementTimeout), database.watched():
+            async with database.engine.connect() as connection:
+                await connection.execute(text("SELECT pg_sleep(1)"))
+    assert time.monotonic() - began < 1
 
 
-@pytest.fixture
-def authority(tmp_path: Path) -> Path:
-    """The file of a certificate authority that nobody else knows."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority of the suite")])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(utc_now() - timedelta(days=1))
-        .not_valid_after(utc_now() + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path / "authority.pem"
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    return path
-
-
-class TestSQLiteURL:
-    @pytest.mark.parametrize(
-        ("url", "database"),
-        [
-            ("sqlite:///x.db", "x.db"),
-            ("sqlite:////var/x.db", "/var/x.db"),
-            ("sqlite+aiosqlite:///x.db", "x.db"),
-            ("sqlite+pysqlite:///x.db", "x.db"),
-            ("sqlite://", None),
-            ("sqlite:///:memory:", ":memory:"),
-        ],
-    )
-    def test_becomes_aiosqlite(self, url: str, database: str | None) -> None:
-        parsed, arguments = connection_arguments(url)
-        assert parsed.drivername == "sqlite+aiosqlite"
-        assert parsed.database == database
-        assert arguments == {}
-
-    @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
-    async def test_memory_keeps_tasks_as_long_as_it_is_open(self, url: str) -> None:
-        async with opened(url) as database:
-            await CREATE.rows(Session(database), **new("kept"))
-            [row] = await LIST.rows(Session(database), owner="alice")
-        assert row["title"] == "kept"
-
-    async def test_file_is_in_wal_mode_with_foreign_keys_and_a_busy_timeout(
-        self, sqlite_url: str
-    ) -> None:
-        async with opened(sqlite_url) as database, Session(database) as own:
-            connection = await own.connection()
-            pragmas = [
-                await connection.scalar(text(f"PRAGMA {name}"))
-                for name in ("journal_mode", "foreign_keys", "busy_timeout")
-            ]
-        assert pragmas == ["wal", 1, 1500]
+async def test_home_may_belong_to_another_user(
+    postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0)
+    monkeypatch.setenv("HOME", str(home))
+    is_root = os.geteuid() == 0
+    if is_root:  # Who may look into any folder.
+        os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError):
+            list(home.iterdir())
+        async with opened(postgresql_url) as database:
+            assert await database.is_ready()
+    finally:
+        if is_root:
+            os.seteuid(0)

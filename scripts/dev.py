@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import jwt
 
+from kit.paths import CONTROLS, USER_ID_LENGTH
 from serve import serve
 from settings import SettingsError, get_settings
 
@@ -39,6 +40,15 @@ def write_env(example: Path, env: Path) -> None:
     ]
     env.touch(mode=0o600, exist_ok=False)
     env.write_text("\n".join(lines) + "\n")
+
+
+def user_id(text: str) -> str:
+    """A user id for which the service takes a token."""
+    if not 1 <= len(text) <= USER_ID_LENGTH or CONTROLS.search(text):
+        raise argparse.ArgumentTypeError(
+            f"a user id has 1 to {USER_ID_LENGTH} characters, none of them a control character"
+        )
+    return text
 
 
 def make_token(user: str) -> str:
@@ -84,7 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.dev", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("env", help="write .env with a fresh secret")
-    commands.add_parser("token", help="print a token").add_argument("user")
+    commands.add_parser("token", help="print a token").add_argument("user", type=user_id)
     commands.add_parser("openapi", help="print the OpenAPI document")
     run = commands.add_parser("run", help="start the service")
     run.add_argument("--host", default="127.0.0.1")
@@ -100,6 +110,7 @@ def main() -> int:
             case "openapi":
                 print(openapi_document())
             case "run":
+                print(f"Starting the service on port {arguments.port}.", flush=True)
                 where = {"host": arguments.host, "port": arguments.port, "workers": 1}
                 return serve(
                     get_settings().model_copy(update=where),

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,20 @@ class TestToken:
         monkeypatch.setenv("BETTER_AUTH_URL", "http://localhost:3000")
         with pytest.raises(SettingsError, match="BETTER_AUTH_SECRET is not set"):
             make_token("alice")
+
+    @pytest.mark.parametrize("user", ["", "x" * 256, "a\nb"])
+    def test_is_for_a_user_that_the_service_takes(self, user: str) -> None:
+        command = [sys.executable, "-m", "scripts.dev", "token", user]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert "a user id has 1 to 255 characters" in ran.stderr
+
+
+def test_help_is_aligned() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    columns = re.findall(r"^  make [a-z0-9-]+ +", listed.stdout, re.MULTILINE)
+    assert len(columns) == len(listed.stdout.splitlines())
+    assert len({len(column) for column in columns}) == 1
 
 
 class TestEnv:
@@ -100,7 +115,8 @@ class TestRun:
             said, _ = service.communicate(timeout=PATIENCE)
         assert service.returncode == 3
         assert said.splitlines() == [
-            f"PORT {port} is in use on 127.0.0.1: stop what listens there, or set another PORT"
+            f"Starting the service on port {port}.",
+            f"PORT {port} is in use on 127.0.0.1: stop what listens there, or set another PORT",
         ]
 
 

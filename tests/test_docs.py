@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from support import sign
 
 from kit.errors import ServiceError
 from main import app
-from scripts.dev import write_env
+from scripts.dev import first_steps, write_env
 from settings import Settings, get_settings
 
 ROOT = Path(__file__).parent.parent
@@ -122,9 +121,8 @@ class TestSettings:
         assert len(secret.get_secret_value()) >= 32
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/tour.md"])
 class TestSessions:
-    """The sessions with curl and HTTPie, typed in again."""
+    """What `make run` prints, the README and the tour, typed in one after the other."""
 
     def steps(self, document: str) -> list[tuple[str, str]]:
         """Each command and what it printed."""
@@ -140,28 +138,27 @@ class TestSessions:
         except ValueError:
             return text
 
-    def test_print_what_they_say(self, tmp_path: Path, document: str) -> None:
-        steps = self.steps(document)
-        assert len(steps) >= 8
+    def test_print_what_they_say(self, tmp_path: Path) -> None:
+        steps = [*self.steps("README.md"), *self.steps("docs/tour.md")]
         with serving(tmp_path) as service:
+            lines = first_steps("127.0.0.1", service.port).splitlines()
+            steps.insert(0, (next(line for line in lines if line.startswith("curl ")), ""))
             script = "\n".join(f"{command}\necho; echo ---" for command, _ in steps)
             script = script.replace("localhost:8000", f"127.0.0.1:{service.port}")
-            script = script.replace(" :8000", f" 127.0.0.1:{service.port}")
             script = script.replace("make -s token USER=alice", f"echo {sign('alice')}")
             ran = subprocess.run(
                 ["bash", "-eu", "-c", script],
                 capture_output=True,
                 text=True,
                 check=False,
-                # HTTPie is among the development's packages, and writes its settings to HOME.
-                env={
-                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                    "HOME": f"{tmp_path}",
-                    "NO_PROXY": "*",
-                },
+                cwd=ROOT,
+                # HTTPie writes its settings to HOME.
+                env={"PATH": os.environ["PATH"], "HOME": f"{tmp_path}", "NO_PROXY": "*"},
             )
         assert ran.returncode == 0, ran.stderr
-        for (command, expected), actual in zip(steps, ran.stdout.split("\n---\n"), strict=False):
+        printed = ran.stdout.split("\n---\n")
+        assert json.loads(printed[0])["id"] == 1
+        for (command, expected), actual in zip(steps[1:], printed[1:], strict=False):
             assert self.meant(actual) == self.meant(expected), command
 
 

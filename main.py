@@ -9,6 +9,7 @@ an endpoint         what is done                    routes/tasks.py
 a Statement         how it is kept                  tasks/queries.py, database/
 """
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -23,8 +24,10 @@ from kit.telemetry.start import open_telemetry
 from kit.tokens import open_verifier
 from middleware.auth import verify_user_access
 from routes import health, tasks
-from settings import get_settings
+from settings import get_settings, removed_settings
 from tasks.limits import TaskLimit
+
+logger = logging.getLogger("tasks.settings")
 
 
 @asynccontextmanager
@@ -32,6 +35,8 @@ async def lifespan(app: TaskAPI) -> AsyncIterator[None]:
     """Check the settings, open the database, and close it at the end. Raises SettingsError."""
     settings = get_settings()
     with service_logs(settings), access_log.opened(settings):
+        for sentence in removed_settings():
+            logger.warning("%s", sentence)
         async with (
             open_verifier(settings) as token_verifier,
             open_database(settings) as database,

@@ -252,13 +252,22 @@ _NAMES = frozenset(name.upper() for name in Settings.model_fields)
 @lru_cache(maxsize=1)
 def _read(_environment: tuple[tuple[str, str], ...]) -> Settings:
     try:
-        # In `.env` a `$` stands for itself: secrets are literal.
-        written = {**dotenv_values(".env", interpolate=False), **os.environ}
-        return Settings.model_validate({n.lower(): v for n, v in written.items() if v is not None})
+        return Settings.model_validate({n.lower(): v for n, v in _written().items()})
     except ValidationError as error:
         raise SettingsError(". ".join(map(_sentence, error.errors()))) from None
     except UnicodeDecodeError:
         raise SettingsError(".env is not UTF-8 text: save it as UTF-8") from None
+
+
+def _written() -> dict[str, str]:
+    # In `.env` a `$` stands for itself: secrets are literal.
+    written = {**dotenv_values(".env", interpolate=False), **os.environ}
+    return {name: value for name, value in written.items() if value is not None}
+
+
+def removed_settings() -> list[str]:
+    """A sentence about each setting of an earlier release that is still set."""
+    return [f"{name} has no effect: {why}" for name, why in REMOVED.items() if _written().get(name)]
 
 
 def _origin(url: str) -> str:

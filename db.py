@@ -48,15 +48,16 @@ def check_database_settings(settings: Settings) -> None:
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     """A session that commits when the endpoint succeeds and rolls back when it fails.
 
-    For a GET it may be one to a replica, which can't be written to.
+    For a GET it may be one to a replica, and on SQLite it only reads: neither can be written to.
     Use it as `SessionDep`: with FastAPI's default scope the commit would come after the response.
     """
     primary: Database = request.app.state.database
     if not primary.tables_ready:
         raise DatabaseUnavailable("the tables are not up to date yet")
-    database = primary.for_reading() if request.method in _READING else primary
-    session = Session(database, primary)
-    async with database.gate:
+    reads = request.method in _READING
+    database = primary.for_reading() if reads else primary
+    session = Session(database, primary, reads=reads)
+    async with database.line(reads=reads):
         try:
             yield session
             if session.has_begun:

@@ -85,7 +85,7 @@ async def execute(url: str, script: str) -> None:
 def in_use(database: Database) -> int:
     """Connections that somebody works with."""
     pool = pool_of(database.engine)
-    return pool.checkedout() - len(pool.at_hand)
+    return pool.checkedout() - len(getattr(pool, "at_hand", ()))
 
 
 async def all_returned(database: Database) -> None:

@@ -8,13 +8,21 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from typing import Any
 
 from sqlalchemy import Select, Table, UpdateBase, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from kit.database import sqlite
 from kit.database.failures import DRIVER_ERRORS, service_error
 from kit.database.gate import Gate
 from kit.database.pool import create_engine, quoted, set_search_path
@@ -57,12 +65,13 @@ class Database:
         # By what compiled statements differ from those for other databases.
         self.sql_form = self.engine.dialect.name, self.schema
         self.is_postgresql = self.engine.dialect.name == "postgresql"
+        # On SQLite, requests that read need not wait for those that write.
+        self.file: sqlite.File | None = None
         if self.is_postgresql:
             self.gate = Gate(settings.database_pool_size, settings.database_pool_timeout)
         else:
-            # There is no server to connect to, so that time goes to waiting.
-            waiting = settings.database_pool_timeout + settings.database_connect_timeout
-            self.gate = Gate(1, waiting)
+            self.file = sqlite.File(settings, self.engine.url)
+            self.gate = Gate(1, sqlite.patience(settings))
         # Set by tables.py: in older tables, what is written might not mean what it says.
         self.tables_ready = False
         self.seen_working = False
@@ -138,7 +147,7 @@ class Database:
             self._in_doubt = False
             self._failed_at = time.monotonic()
             with suppress(DatabaseUnavailable):
-                async with self.gate:
+                async with self.line(reads=True):
                     await self._ask()
             self._failed_at = time.monotonic()
         return self.seen_working
@@ -146,7 +155,7 @@ class Database:
     async def _ask(self) -> None:
         try:
             with self.watched():
-                async with self.engine.connect() as connection:
+                async with self.engine_for(reads=True).connect() as connection:
                     await connection.execute(select(self.table.c.id).limit(0))
         except StatementTimeout as error:  # Of one that any database in order answers at once.
             self.fails(str(error))
@@ -156,6 +165,14 @@ class Database:
     def for_reading(self) -> "Database":
         """Where a request that only reads is to look."""
         return self
+
+    def engine_for(self, *, reads: bool) -> AsyncEngine:
+        """The engine of a session."""
+        return self.file.reading_engine if reads and self.file is not None else self.engine
+
+    def line(self, *, reads: bool) -> AbstractAsyncContextManager[None]:
+        """Where a request waits for its turn."""
+        return nullcontext() if reads and self.file is not None else self.gate
 
     def each(self) -> "list[Database]":
         """It, and its replica if it has one."""
@@ -167,16 +184,15 @@ class Database:
 
         The lock is the transaction's, so that it works through a pooler too. Raises driver errors.
         """
-        if not self.is_postgresql:
-            async with self.engine.begin() as connection:
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
-                yield connection
-            return
         patient = create_engine(self.asked, self.settings, is_patient=True)
         # Whatever the server's default is: what others did before the lock was free is to be seen.
-        committed = patient.execution_options(isolation_level="READ COMMITTED")
+        options = {"isolation_level": "READ COMMITTED"} if self.is_postgresql else {}
         try:
-            async with committed.begin() as connection:
+            async with patient.execution_options(**options).begin() as connection:
+                if not self.is_postgresql:
+                    await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    yield connection
+                    return
                 await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({TABLES_LOCK})")
                 await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
                 if self.schema is not None:
@@ -202,6 +218,8 @@ class Database:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.engine.dispose()
+        if self.file is not None:
+            await self.file.close()
 
 
 async def _enter(connection: AsyncConnection, schema: str) -> None:
@@ -259,8 +277,11 @@ class Session(AsyncSession):
     What SQLAlchemy's session needs is made when something asks for it: a Statement never does.
     """
 
-    def __init__(self, database: Database, primary: Database | None = None) -> None:
+    def __init__(
+        self, database: Database, primary: Database | None = None, *, reads: bool = False
+    ) -> None:
         self.database = database
+        self._reads = reads
         # Where a Statement goes when the database, as a replica, fails it at once.
         self.primary = primary or database
         # When its request began to wait for the database.
@@ -270,7 +291,8 @@ class Session(AsyncSession):
         """Called for what is missing, and until then all that SQLAlchemy keeps here is."""
         if "sync_session" in vars(self) or "database" not in vars(self):
             raise AttributeError(name)
-        super().__init__(self.database.engine, expire_on_commit=False)
+        engine = self.database.engine_for(reads=self._reads)
+        super().__init__(engine, expire_on_commit=False)
         return getattr(self, name)
 
     @property

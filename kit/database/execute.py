@@ -5,9 +5,8 @@ What the statements say is in tasks/queries.py.
 """
 
 import asyncio
-import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import batched
 from typing import Any
 
@@ -15,6 +14,7 @@ import asyncpg
 from sqlalchemy import Dialect, Select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from kit.database import sqlite
 from kit.database.database import Core, Database, Session
 from kit.database.failures import (
     DRIVER_ERRORS,
@@ -74,6 +74,8 @@ class Statement:
             # SQLAlchemy knows how the transaction stands, and sends its BEGIN if need be.
             await session.flush()
             connection = await session.connection()
+            if connection.dialect.name == "sqlite":
+                await sqlite.add_functions(connection)
             result = await connection.execute(self.core, values)
             return result.all()
 
@@ -158,13 +160,13 @@ class Statement:
         raise error
 
     async def _run_once(self, database: Database, values: Mapping[str, object]) -> Sequence[Record]:
+        compiled = self._for(database)
+        if database.file is not None:
+            return await compiled.fetch(database.file, values)
         connection = await take(database.engine)
         driver = connection.driver
         try:
-            records = await self._for(database).fetch(driver, values)
-            if not database.is_postgresql and driver.in_transaction:
-                # sqlite3 begins a transaction before it writes.
-                await driver.commit()
+            records = await compiled.fetch(driver, values)
         except asyncpg.PostgresError as error:
             if isinstance(error, _NAME_LOST):
                 driver.connector.go_without_names()
@@ -175,11 +177,9 @@ class Statement:
                 driver.was_read_only()
             give_back(database.engine, connection)
             raise
-        except BaseException as error:
+        except BaseException:
             # Cut off half-way: what its answer is must be known before it is used again.
-            recovering = database.in_background(_recover(database, connection))
-            if isinstance(error, sqlite3.Error):
-                await asyncio.shield(recovering)
+            database.in_background(_recover(database, connection))
             raise
         give_back(database.engine, connection)
         return records
@@ -201,7 +201,10 @@ class _Compiled:
             dialect=dialect, schema_translate_map={None: schema}, render_schema_translate=True
         )
         self.sql = str(compiled)
-        self._run = _RUN[dialect.name]
+        # The method that runs it: asyncpg.Connection's, or sqlite.File's.
+        self._method = "fetch"
+        if dialect.name == "sqlite":
+            self._method = "read" if isinstance(statement, Select) else "write"
         if compiled.insert_prefetch:
             names = ", ".join(column.name for column in compiled.insert_prefetch)
             raise TypeError(f"a Statement computes no defaults: give {names} in its values()")
@@ -218,7 +221,7 @@ class _Compiled:
             if convert is not None:
                 self._converters.append((place, convert))
 
-    async def fetch(self, connection: Any, values: Mapping[str, object]) -> Sequence[Record]:
+    async def fetch(self, on: Any, values: Mapping[str, object]) -> Sequence[Record]:
         values = {**self._literals, **values}
         if self._computed:
             values |= {name: compute() for name, compute in self._computed.items()}
@@ -226,7 +229,7 @@ class _Compiled:
             values[name] if convert is None else convert(values[name])
             for name, convert in self._arguments
         ]
-        found = await self._run(connection, self.sql, *arguments)
+        found: Sequence[Record] = await getattr(on, self._method)(self.sql, *arguments)
         if not self._converters:
             return found
         if len(found) <= AT_A_TIME:
@@ -245,13 +248,6 @@ class _Compiled:
         return values
 
 
-# With what a driver runs a statement; the arguments follow it.
-_RUN: dict[str, Callable[..., Awaitable[Sequence[Record]]]] = {
-    "postgresql": lambda connection, sql, *arguments: connection.fetch(sql, *arguments),
-    "sqlite": lambda connection, sql, *arguments: connection.execute_fetchall(sql, arguments),
-}
-
-
 def _not_begun(error: Exception) -> bool:
     """Whether the statement was refused before any of it was done."""
     refused = isinstance(error, (_TABLE_CHANGED, *_NAME_LOST)) or shard_has_moved(error)
@@ -261,13 +257,10 @@ def _not_begun(error: Exception) -> bool:
 async def _recover(database: Database, connection: AtHand) -> None:
     """Give back a connection whose statement was cut off, once it answers again, or close it.
 
-    asyncpg asks the server to cancel such a statement, and waits for that before the next one. With
-    SQLite, what was begun is undone.
+    asyncpg asks the server to cancel such a statement, and waits for that before the next one.
     """
     try:
-        if not database.is_postgresql:
-            await connection.driver.rollback()
-        elif connection.driver.is_usable:
+        if connection.driver.is_usable:
             await connection.driver.fetchval("SELECT 1", timeout=RECOVERY_TIMEOUT)
     except DRIVER_ERRORS as error:
         connection.pooled.invalidate()

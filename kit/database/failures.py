@@ -54,6 +54,8 @@ _REASONS = {
 _OF_ONE_STATEMENT = ("42P10", "55P03", "57014")
 # Two transactions could not both be done; the database rolled this one back. SQLite's is by code.
 _CONFLICTS = ("40001", "40P01", sqlite3.SQLITE_BUSY_SNAPSHOT)
+# SQLite's codes for a file that it can't read.
+BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # The one foreign key is the owner's: tables.py.
 _FOREIGN_KEY_VIOLATION = "23503"
 
@@ -84,7 +86,12 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
         return None
     # The first line: what comes after it is asyncpg's advice.
     said = str(cause).partition("\n")[0]
-    of_one = type(cause) is TimeoutError or state in _OF_ONE_STATEMENT or is_conflict(cause)
+    of_one = (
+        type(cause) is TimeoutError
+        or state in _OF_ONE_STATEMENT
+        or is_sqlite(cause, sqlite3.SQLITE_INTERRUPT)
+        or is_conflict(cause)
+    )
     kind = StatementTimeout if of_one else DatabaseUnavailable
     return kind(f"{reason.format(setting=setting)} ({type(cause).__name__}: {said})")
 
@@ -97,6 +104,10 @@ def _reason(cause: BaseException | None, state: str | None) -> str | None:
     match cause:
         case sqlite3.OperationalError() if "no such table" in str(cause):
             return _REASONS["42P01"]
+        case sqlite3.Error() if is_sqlite(cause, sqlite3.SQLITE_INTERRUPT):
+            return _REASONS["57014"]
+        case sqlite3.Error() if is_sqlite(cause, *BROKEN):
+            return "the file of {setting} is damaged, or is no SQLite database"
         case sqlite3.OperationalError() if sqlite_code(cause) != sqlite3.SQLITE_ERROR:
             return "SQLite can't open, lock or write its file"
         case sqlite3.Error():
@@ -150,3 +161,8 @@ def shard_has_moved(error: BaseException | None) -> bool:
 def sqlite_code(error: sqlite3.Error) -> int | None:
     """SQLite's own code; None for an error that Python raises by itself."""
     return getattr(error, "sqlite_errorcode", None)
+
+
+def is_sqlite(error: BaseException | None, *codes: int) -> bool:
+    """Whether SQLite says one of these primary codes."""
+    return isinstance(error, sqlite3.Error) and (sqlite_code(error) or 0) & 0xFF in codes

@@ -4,23 +4,21 @@
 What the URL says of them is in urls.py; who may have one is decided in gate.py.
 """
 
-import asyncio
 import logging
 import secrets
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
 import asyncpg
-from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 
-from kit.database.failures import DRIVER_ERRORS, sqlite_code
+from kit.database import sqlite
+from kit.database.failures import DRIVER_ERRORS
 from kit.database.hosts import Hosts, Linked
 from kit.database.tls import connect
 from kit.database.urls import DatabaseURL
@@ -171,41 +169,35 @@ class Pool(AsyncAdaptedQueuePool):
 def create_engine(
     asked: DatabaseURL, settings: Settings, *, is_patient: bool = False
 ) -> AsyncEngine:
-    """An engine for a database. If it is patient, a statement may take any time."""
+    """An engine for a database, on SQLite for writing. If it is patient, a statement may take any
+    time.
+    """
     url, arguments = asked.url, asked.arguments
-    is_sqlite = url.get_backend_name() == "sqlite"
-    has_several_hosts = "," in url.query.get("host", "")
     timeout = settings.database_statement_timeout
-    if is_sqlite:
-        arguments = {"timeout": timeout}
-    else:
-        timeout = min(timeout, asked.statement_timeout or timeout)
-        arguments = {
-            "async_creator_fn": Connector(Hosts().connect if has_several_hosts else connect),
-            "connection_class": LinkedConnection if has_several_hosts else Connection,
-            "timeout": settings.database_connect_timeout,
-            "command_timeout": None if is_patient else timeout,
-            **arguments,
-        }
+    if url.get_backend_name() == "sqlite":
+        return sqlite.create_engine(settings, url, None if is_patient else timeout)
+    has_several_hosts = "," in url.query.get("host", "")
+    timeout = min(timeout, asked.statement_timeout or timeout)
+    arguments = {
+        "async_creator_fn": Connector(Hosts().connect if has_several_hosts else connect),
+        "connection_class": LinkedConnection if has_several_hosts else Connection,
+        "timeout": settings.database_connect_timeout,
+        "command_timeout": None if is_patient else timeout,
+        **arguments,
+    }
     engine = create_async_engine(
         url,
         hide_parameters=True,
         poolclass=Pool,
-        # SQLite has one writer at a time, and here writers wait for it in turn rather than for its
-        # lock.
-        pool_size=1 if is_sqlite else settings.database_pool_size,
+        pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=POOL_GRACE,
         # Whoever begins a transaction ends it, so that to give a connection back waits for nothing.
         pool_reset_on_return=None,
         connect_args=arguments,
     )
-    if is_sqlite:
-        event.listen(engine.sync_engine, "connect", _set_up_sqlite)
-        event.listen(engine.sync_engine, "before_cursor_execute", _begin_in_time)
-    else:
-        event.listen(engine.sync_engine, "checkin", _note_use)
-        event.listen(engine.sync_engine, "checkout", _discard_dead)
+    event.listen(engine.sync_engine, "checkin", _note_use)
+    event.listen(engine.sync_engine, "checkout", _discard_dead)
     if asked.search_path:
         # A pooler forgets what a session has set, so each transaction sets it anew.
         command = set_search_path(asked.search_path)
@@ -223,34 +215,6 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _set_up_sqlite(connection: Any, _record: object) -> None:
-    deadline = time.monotonic() + POOL_GRACE
-    cursor = connection.cursor()
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-            break
-        except sqlite3.OperationalError as error:
-            # Another process makes the same file. For this, SQLite does not wait by itself.
-            if sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            connection.run_async(lambda _: asyncio.sleep(0.01))
-    for pragma in ("synchronous = FULL", "foreign_keys = ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_in_time(
-    connection: SyncConnection, cursor: Any, statement: str, *_arguments: object
-) -> None:
-    # sqlite3 begins a transaction before what writes, which it knows by the first word. Behind a
-    # WITH it sees none, and a savepoint without a transaction around it is committed on its own.
-    driver = cast(Any, connection.connection.driver_connection)
-    word = statement.split(maxsplit=1)[0].upper()
-    if word in ("WITH", "SAVEPOINT") and not driver.in_transaction:
-        cursor.execute("BEGIN")
-
-
 def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
     record.info["used_at"] = time.monotonic()
 
@@ -263,8 +227,6 @@ def _discard_dead(connection: Any, record: ConnectionPoolEntry, _proxy: object) 
 
 
 async def _is_dead(driver: Any, used_at: float) -> bool:
-    if not isinstance(driver, Connection):
-        return False  # SQLite's has no server that could go away.
     # What the server has closed is known as such without a round trip.
     if not driver.is_usable:
         driver.terminate()

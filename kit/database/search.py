@@ -1,18 +1,20 @@
 # [Task]: T052 [From]: specs/decisions.md
 """SQL for text that holds a word, in capitals or not: the same rows in every database.
 
-What lower() and ILIKE make of a letter depends on a database's collation and version. So the word
-alone is taken apart, here, into what each letter may look like (specs/decisions.md, D28).
+What lower() and ILIKE make of a letter depends on a database's collation and version. So it is
+decided here which letters are forms of each other (specs/decisions.md, D28).
 """
 
+import itertools
 import re
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Boolean, Dialect, String, TypeDecorator
+from sqlalchemy import ARRAY, Boolean, Dialect, String, Text, TypeDecorator
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 
 # Letters that are another's form but that no upper() or lower() of that other leads to, such as
 # the final sigma. tests/kit/database/test_search.py holds them against all of Unicode.
@@ -33,23 +35,59 @@ def forms(character: str) -> str:
     return "".join(sorted(form for form in found if len(form) == 1 and form.casefold() == folded))
 
 
+def fold(text: str) -> str:
+    """The text with each character in one form of its case, and as long as it was."""
+    folded = text.casefold()
+    if len(folded) == len(text):
+        return folded
+    # Some fold to several characters, as \xdf does, and are kept whole. No text holds surrogates.
+    long = [character for character in set(text) if len(character.casefold()) > 1]
+    for number, character in enumerate(long, 0xD800):
+        text = text.replace(character, chr(number))
+    text = text.casefold()
+    for number, character in enumerate(long, 0xD800):
+        text = text.replace(chr(number), forms(character)[0])
+    return text
+
+
+def contains(text: str | None, word: str) -> bool | None:
+    """What `holds` is on SQLite, where every connection has this function: sqlite.py."""
+    return None if text is None else word in fold(text)
+
+
+# Forms, beside those that lower() knows, of a word's letters for which PostgreSQL replaces them in
+# the text. With more of them, a regular expression is faster (specs/decisions.md, D28).
+REPLACED = 4
+
+
 class Word(TypeDecorator[str]):
-    """The type of a bind parameter that `holds` looks for, to which a pattern is sent."""
+    """The type of a bind parameter that `holds` looks for.
+
+    SQLite is sent the word as `fold` has it. PostgreSQL is sent that word, a regular expression to
+    take in its place or NULL, and pairs of a letter's further form and its first.
+    """
 
     impl = String()
     cache_ok = True
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(String() if dialect.name == "sqlite" else ARRAY(Text()))
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
         if value is None:
             return None
+        word = fold(value)
         if dialect.name == "sqlite":
-            return f"*{''.join(map(_glob, value))}*"
-        return "".join(map(_regular_expression, value))
+            return word
+        pairs = [pair for letter in dict.fromkeys(word) for pair in _pairs(letter)]
+        if len(pairs) > REPLACED:
+            return [word, "".join(map(_regular_expression, value))]
+        pairs += [("", "")] * (REPLACED - len(pairs))
+        return [word, None, *itertools.chain(*pairs)]
 
 
-def _glob(character: str) -> str:
-    alike = forms(character)
-    return f"[{alike}]" if len(alike) > 1 or character in "*?[" else character
+def _pairs(letter: str) -> list[tuple[str, str]]:
+    return [(form, letter) for form in forms(letter) if form != letter and not "A" <= form <= "Z"]
 
 
 def _regular_expression(character: str) -> str:
@@ -67,10 +105,17 @@ class holds(FunctionElement[bool]):  # named as a SQL function would be
 @compiles(holds, "postgresql")
 def _holds_postgresql(element: holds, compiler: SQLCompiler, **kw: Any) -> str:
     text, word = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f'({text} COLLATE "C" ~ {word})'
+    # With COLLATE "C", lower() changes the letters of ASCII only.
+    folded = f'lower({text} COLLATE "C")'
+    for place in range(3, 3 + 2 * REPLACED, 2):
+        folded = f"replace({folded}, ({word})[{place}], ({word})[{place + 1}])"
+    return (
+        f"(CASE WHEN ({word})[2] IS NULL THEN strpos({folded}, ({word})[1]) > 0 "
+        f'ELSE {text} COLLATE "C" ~ ({word})[2] END)'
+    )
 
 
 @compiles(holds, "sqlite")
 def _holds_sqlite(element: holds, compiler: SQLCompiler, **kw: Any) -> str:
     text, word = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({text} GLOB {word})"
+    return f"contains({text}, {word})"

@@ -87,9 +87,21 @@ def _read(text: str, target: str) -> DatabaseURL:
         case "postgres" | "postgresql":
             return _postgresql(url, listed, target, text)
         case "sqlite":
-            return DatabaseURL(url.set(drivername="sqlite+aiosqlite"), {})
+            return DatabaseURL(_sqlite_url(url), {})
         case _:
             raise BadURL("is of a database that is not supported: use postgresql:// or sqlite://")
+
+
+def _sqlite_url(url: URL) -> URL:
+    if url.query:
+        names = ", ".join(sorted(url.query))
+        raise BadURL(f"has a parameter that is not supported: {names}; SQLite's URL takes none")
+    if url.host or url.username or url.database in (None, "", ":memory:"):
+        raise BadURL(
+            "must name a file after three slashes, sqlite:///tasks.db, or after four if its path "
+            "begins at the root, sqlite:////srv/tasks.db"
+        )
+    return url.set(drivername="sqlite+aiosqlite")
 
 
 def place(url: URL) -> str:

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import sqlite3
+import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -170,3 +171,38 @@ class TestPoint2AcknowledgedWrites:
             async with successor.client() as http:
                 ledger.assert_kept(await listed(Caller(http, "alice")))
                 await Caller(http, "alice").add("Afterwards")
+
+
+class TestFiles:
+    # Without the cure, what the umask leaves: everybody on the machine reads all tasks.
+
+    async def test_are_readable_by_their_owner_only(self, path: Path, service: Service) -> None:
+        async with service.client() as http:
+            await Caller(http, "alice").add()
+            modes = {
+                file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.glob("*.db*")
+            }
+        assert modes == {f"tasks.db{suffix}": 0o600 for suffix in ("", "-wal", "-shm")}
+
+
+class TestBrokenFile:
+    # Without the cure, a 500 with a traceback for each request.
+
+    @pytest.fixture(params=[b"no database at all", b"SQLite format 3\0" + 999 * b"x"])
+    def broken(self, path: Path, request: pytest.FixtureRequest) -> Path:
+        path.write_bytes(request.param * 10)
+        return path
+
+    async def test_is_said_once_and_mended_without_a_restart(
+        self, tmp_path: Path, broken: Path
+    ) -> None:
+        with serving(tmp_path, DATABASE_URL=f"sqlite:///{broken}") as service:
+            async with service.client() as http:
+                alice = Caller(http, "alice")
+                for _ in range(3):
+                    assert_unavailable(await alice.get())
+                    assert (await http.get("/health/ready")).status_code == 503
+                [complaint] = complaints(service)
+                assert "the file of DATABASE_URL is damaged, or is no SQLite database" in complaint
+                await asyncio.to_thread(broken.unlink)
+                await recovered(alice)

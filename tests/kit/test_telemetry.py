@@ -333,7 +333,7 @@ class TestRecords:
         async with running(sqlite_url, **patient) as alice, AsyncExitStack() as others:
             database: Database = app.state.database
             await others.enter_async_context(database.gate)
-            waiting = asyncio.create_task(alice.get())
+            waiting = asyncio.create_task(alice.post({"title": "Waits"}))
             await asyncio.to_thread(until, lambda: database.gate.waiting)
             until(lambda: gauge(collector, "db.client.connection.count") == {"DATABASE_URL": 1})
             until(
@@ -342,7 +342,7 @@ class TestRecords:
                 )
             )
             await others.aclose()
-            assert (await waiting).status_code == 200
+            assert (await waiting).status_code == 201
         assert gauge(collector, "db.client.connection.count") == {"DATABASE_URL": 0}
         assert gauge(collector, "db.client.connection.pending_requests") == {"DATABASE_URL": 0}
 

@@ -446,7 +446,7 @@ def questions(database: Database) -> list[str]:
     """What is asked from now on through SQLAlchemy, as a probe asks."""
     asked: list[str] = []
     event.listen(
-        database.engine.sync_engine,
+        database.engine_for(reads=True).sync_engine,
         "before_cursor_execute",
         lambda _connection, _cursor, sql, *_: asked.append(sql),
     )

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from databases import new, opened
+from databases import opened
 from faults.certificates import Authority
 from sqlalchemy import text
 
@@ -15,7 +15,6 @@ from kit.database.database import Session
 from kit.database.urls import place, read_url
 from kit.errors import StatementTimeout
 from settings import SettingsError
-from tasks.queries import CREATE, LIST
 
 
 def cases(table: str) -> list[tuple[str, str]]:
@@ -327,8 +326,6 @@ def test_is_shown_without_the_password(url: str, shown: str) -> None:
         ("sqlite:///x.db", "x.db"),
         ("'SQLITE:////var/x.db'", "/var/x.db"),
         ("sqlite+pysqlite:///x.db", "x.db"),
-        ("sqlite://", None),
-        ("sqlite:///:memory:", ":memory:"),
     ],
 )
 def test_sqlite_is_opened_by_aiosqlite(url: str, database: str | None) -> None:
@@ -337,12 +334,19 @@ def test_sqlite_is_opened_by_aiosqlite(url: str, database: str | None) -> None:
     assert read.arguments == {}
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
-async def test_sqlite_in_memory_keeps_tasks_as_long_as_it_is_open(url: str) -> None:
-    async with opened(url) as database:
-        await CREATE.rows(Session(database), **new("kept"))
-        [row] = await LIST.rows(Session(database), owner="alice")
-    assert row["title"] == "kept"
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite://", "three slashes"),
+        ("sqlite:///:memory:", "three slashes"),
+        ("sqlite://x.db", "three slashes"),
+        ("sqlite://x@/x.db", "three slashes"),
+        ("sqlite:///x.db?mode=ro&cache=shared", "not supported: cache, mode"),
+    ],
+)
+def test_sqlite_url_that_names_no_file_is_refused(url: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=f"DATABASE_URL .*{said}"):
+        read_url(url)
 
 
 async def test_sqlite_file_is_in_wal_mode_with_foreign_keys_and_a_busy_timeout(

@@ -22,7 +22,7 @@ unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .PHONY: help run token migrate test mutants faults distributed soak e2e fuzz container client
-.PHONY: generators bench bench-growth bench-biglist bench-migration bench-distributed check format clean
+.PHONY: generators bench bench-growth bench-migration bench-distributed check format clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,9 +74,6 @@ bench: $(BIN)/.ready ## measure it beside three other ways to build it, ten minu
 
 bench-growth: $(BIN)/.ready ## measure it with 10 thousand, 1 million and 10 million tasks, five minutes
 	@$(BIN)/python -m benchmarks.growth
-
-bench-biglist: $(BIN)/.ready ## measure what a user with 100,000 tasks does to others (ROWS=10000)
-	@$(BIN)/python -m benchmarks.biglist $(if $(ROWS),--rows $(ROWS))
 
 bench-migration: $(BIN)/.ready ## measure how long a write waits while ten million tasks are migrated, three minutes
 	@$(BIN)/python -m benchmarks.migration

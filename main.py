@@ -19,6 +19,7 @@ from kit.access_log import access_log
 from kit.database.tables import keep_tables
 from kit.errors import install_error_handlers
 from kit.logs import service_logs
+from kit.long_answers import LongAnswers
 from kit.routing import TaskAPI
 from kit.telemetry.start import open_telemetry
 from kit.tokens import open_verifier
@@ -45,11 +46,13 @@ async def lifespan(app: TaskAPI) -> AsyncIterator[None]:
             app.state.token_verifier = token_verifier
             app.state.database = database
             app.state.task_limit = TaskLimit(database)
+            app.state.long_answers = LongAnswers()
             await keep_tables(database)
             try:
                 yield
             finally:
-                del app.state.task_limit, app.state.database, app.state.token_verifier
+                del app.state.long_answers, app.state.task_limit
+                del app.state.database, app.state.token_verifier
 
 
 app = TaskAPI(

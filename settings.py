@@ -65,7 +65,7 @@ class Settings(BaseModel):
     # Exact browser origins, comma-separated in the environment.
     allowed_origins: frozenset[str] = frozenset({"http://localhost:3000"})
     # Tasks that one user may have; 0 for any number.
-    tasks_per_user: int = Field(default=100_000, ge=0)
+    tasks_per_user: int = Field(default=10_000, ge=0)
     # Connections of one process to PostgreSQL.
     database_pool_size: int = Field(default=10, ge=1, le=1000)
     # Seconds a request waits for a free connection.

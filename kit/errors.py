@@ -13,6 +13,7 @@
     └── Unavailable           503
         ├── DatabaseUnavailable
         │   └── StatementTimeout
+        ├── TooManyLongAnswers
         └── KeysUnavailable
 
 This API's own errors are in ../errors.py. Input that fails validation is FastAPI's
@@ -147,6 +148,10 @@ class StatementTimeout(DatabaseUnavailable):
     """One statement took too long, met a lock, gave way or lacks an index. Others may succeed."""
 
     log_level = logging.WARNING
+
+
+class TooManyLongAnswers(Unavailable):
+    """The process has as many bytes of long answers to send as it may hold."""
 
 
 class KeysUnavailable(Unavailable):

@@ -4,10 +4,7 @@
 Who may call them is decided in middleware/auth.py. What they are made of is in tasks/.
 """
 
-import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
-from itertools import batched
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -23,7 +20,6 @@ from errors import (
     TooManyTags,
 )
 from kit.body import JsonBody, OptionalJsonBody
-from kit.database.execute import Record
 from kit.database.sql import utc_now
 from kit.errors import (
     INTERNAL_ERROR,
@@ -50,10 +46,8 @@ from schemas import (
     TaskPublic,
     TaskUpdate,
     UserId,
-    tasks_json,
 )
 from tasks.conditional import (
-    ContentTag,
     IfMatch,
     IfNoneMatch,
     IfNoneMatchOfWrite,
@@ -64,8 +58,8 @@ from tasks.conditional import (
 )
 from tasks.idempotency import KEY_LIFETIME, IdempotencyKey, first_answer, is_replay, new_mark
 from tasks.limits import TaskLimit, task_limit
-from tasks.paging import next_page, tasks_path, values_after, values_of
-from tasks.parts import JSONParts
+from tasks.lists import list_answer, long_answers, whole_list
+from tasks.paging import next_page, tasks_path, values_of
 from tasks.queries import (
     COMPLETE,
     CREATE,
@@ -76,9 +70,6 @@ from tasks.queries import (
     EMPTY,
     FORGET,
     GET,
-    LIST_PART,
-    NEXT_PART,
-    PARTS,
     UPDATE,
     Change,
     listing,
@@ -114,18 +105,9 @@ def _task(row: dict[str, Any], status: int = 200, **headers: str) -> Response:
     return Response(to_json(row), status, {"ETag": etag(row), **headers}, "application/json")
 
 
-def _created(request: Request, row: dict[str, Any] | None, **headers: str) -> Response:
-    if row is None:
-        raise TaskLimitReached
+def _created(request: Request, row: dict[str, Any], **headers: str) -> Response:
     location = f"{tasks_path(request, row['user_id'])}/{row['id']}"
     return _task(row, 201, Location=location, **headers)
-
-
-def _listed(records: Sequence[Record], headers: dict[str, str]) -> Response:
-    body = tasks_json(records)
-    # Where a page ends is told by its headers, so they are part of what is tagged.
-    tag = ContentTag(body + headers["X-Next-Cursor"].encode() if headers else body)
-    return Response(body, media_type="application/json", headers={"ETag": str(tag), **headers})
 
 
 async def _change(
@@ -173,29 +155,18 @@ async def list_tasks(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """All tasks of the user, newest first; or some of them, in another order, page by page."""
-    values = {"owner": user_id, **query.filters}
-    after = values_of(query, user_id)
-    statement = listing(query.sort, query.order, *query.filters, goes_on=bool(after))
-    if query.limit is not None:
-        records = await statement.records(session, **values, **after, part=query.limit + 1)
-        page, more = records[: query.limit], len(records) > query.limit
-        headers = next_page(request, query, user_id, statement.named(page[-1])) if more else {}
-        return unless_known(_listed(page, headers), if_none_match)
-    part = PARTS[query.sort]
-    records = await statement.records(session, **values, **after, part=part.first)
-    if len(records) < LIST_PART:
-        return unless_known(_listed(records, {}), if_none_match)
-    response = JSONParts()
-    statement = listing(query.sort, query.order, *query.filters, goes_on=True)
-    while records:
-        for some in batched(records, NEXT_PART, strict=False):
-            response.add(tasks_json(some))
-            await asyncio.sleep(0)
-        last = statement.named(records[-1])
-        after = values_after(last[query.sort], last["id"], query.sort)
-        records = await statement.records(session, **values, **after, part=part.next)
-    response.finish()
-    return unless_known(response, if_none_match)
+    values = {"owner": user_id, **query.filters, **values_of(query, user_id)}
+    statement = listing(query.sort, query.order, *query.filters, goes_on=query.cursor is not None)
+    with long_answers(request).share(user_id) as share:
+        headers = {}
+        if query.limit is None:
+            records = await whole_list(statement, session, share, **values)
+        else:
+            records = await statement.records(session, **values, part=query.limit + 1)
+            if len(records) > query.limit:
+                records = records[: query.limit]
+                headers = next_page(request, query, user_id, statement.named(records[-1]))
+        return unless_known(await list_answer(records, share, headers), if_none_match)
 
 
 @router.post(
@@ -233,13 +204,17 @@ async def create_task(
         values["task_limit"] = limit.tasks
     if idempotency_key is None:
         row = await (CREATE_WITHIN if counted else CREATE).row(session, **values)
+        if row is None:
+            raise limit.reached()
         return _created(request, row)
     mark = new_mark(body)
     values |= {"idempotency_key": idempotency_key, "idempotency_mark": mark}
     row = await (CREATE_ONCE_WITHIN if counted else CREATE_ONCE).row(session, **values)
-    replayed = row is not None and is_replay(row.pop("idempotency_mark"), mark)
+    if row is None:
+        raise limit.reached()
+    replayed = is_replay(row.pop("idempotency_mark"), mark)
     headers = {"Idempotency-Replayed": "true"} if replayed else {}
-    return _created(request, row and first_answer(row, body), **headers)
+    return _created(request, first_answer(row, body), **headers)
 
 
 @router.head("/{task_id}", include_in_schema=False)

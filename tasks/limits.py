@@ -1,10 +1,13 @@
 # [Task]: T055 [From]: specs/decisions.md
 """How many tasks a user may have, and who need not be counted for that with each POST (D23)."""
 
+import logging
+import time
 from contextlib import suppress
 
 from fastapi import Request
 
+from errors import TaskLimitReached
 from kit.database.database import Database, Session
 from kit.errors import DatabaseUnavailable
 from settings import get_settings
@@ -17,6 +20,10 @@ COUNTED_ONE_BY_ONE = 8
 SHARES = 64
 # Users that are remembered.
 MAX_USERS = 4096
+# Seconds between two log lines about users at the limit.
+LOG_INTERVAL = 3600.0
+
+logger = logging.getLogger("tasks.limits")
 
 
 class TaskLimit:
@@ -28,6 +35,7 @@ class TaskLimit:
         self._database = database
         # Below zero: how many have been counted one by one.
         self._spared: dict[str, int] = {}
+        self._told_at = float("-inf")
 
     def must_count(self, user_id: str) -> bool:
         """Whether this POST's own statement must count the user's tasks; called once for each."""
@@ -40,6 +48,18 @@ class TaskLimit:
         if spared == -COUNTED_ONE_BY_ONE and self._database is not None:
             self._database.in_background(self._count(self._database, user_id))
         return spared < 0
+
+    def reached(self) -> TaskLimitReached:
+        """The error for a user at the limit, which the log tells of from time to time."""
+        if time.monotonic() - self._told_at >= LOG_INTERVAL:
+            self._told_at = time.monotonic()
+            logger.warning(
+                "a user has as many tasks as TASKS_PER_USER allows (%d), and can add no more: "
+                "not told again for %g s, whoever it is",
+                self.tasks,
+                LOG_INTERVAL,
+            )
+        return TaskLimitReached()
 
     async def _count(self, database: Database, user_id: str) -> None:
         counted = None

@@ -144,26 +144,8 @@ def _update(values: dict[str, ColumnElement[Any]]) -> Change:
     return _change(update(TASK_TABLE).values(**values, updated_at=moved), *_returned)
 
 
-# A list without a limit of its own is read in parts, so that a long one keeps nobody else waiting.
-# Most lists are one part; those that follow are smaller, since others wait for each of them (D21).
-LIST_PART = 1000
-NEXT_PART = 200
-
-
-class Parts(NamedTuple):
-    """How many tasks are read at first, and at a time from there on."""
-
-    first: int
-    next: int
-
-
-# In an order that no index has, each part costs a look at all of the user's tasks (D27).
-_SORTED = Parts(10_000, 10_000)
-PARTS: dict[Sort, Parts] = {
-    "created_at": Parts(LIST_PART, NEXT_PART),
-    "updated_at": _SORTED,
-    "title": _SORTED,
-}
+# More rows than there can be.
+ALL = 2**63 - 1
 
 
 def _up_to(count: ColumnElement[int]) -> ScalarSelect[Any]:
@@ -175,8 +157,8 @@ def _up_to(count: ColumnElement[int]) -> ScalarSelect[Any]:
     return select(count).scalar_subquery()
 
 
-_part = _up_to(bindparam("part", LIST_PART, type_=BigInteger()))
-_all = _up_to(literal_column(str(2**63 - 1), BigInteger()))
+_part = _up_to(bindparam("part", ALL, type_=BigInteger()))
+_all = _up_to(literal_column(str(ALL), BigInteger()))
 
 
 def _sort_key(of: Columns, sort: Sort) -> ColumnElement[Any]:
@@ -208,7 +190,7 @@ def _passes(of: Columns, name: str) -> ColumnElement[bool]:
 
 @cache
 def listing(sort: Sort, order: Order, *filters: str, goes_on: bool = False) -> Statement:
-    """The tasks that pass filters; `part` of them at most.
+    """The tasks that pass filters; `part` of them at most, or all.
 
     One that goes on begins after a task: with its `task_id`, and by the sort's name its sort key.
     """

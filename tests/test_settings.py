@@ -38,7 +38,7 @@ SETTINGS = [
         "https://app.example.com",
         frozenset({"https://app.example.com"}),
     ),
-    ("TASKS_PER_USER", 100_000, "0", 0),
+    ("TASKS_PER_USER", 10_000, "0", 0),
     ("DATABASE_POOL_SIZE", 10, "25", 25),
     ("DATABASE_POOL_TIMEOUT", 1.0, "0.25", 0.25),
     ("DATABASE_CONNECT_TIMEOUT", 2.0, "5", 5.0),

@@ -98,3 +98,25 @@ class TestTaskLimit:
         monkeypatch.setenv("TASKS_PER_USER", "0")
         assert get_settings().tasks_per_user == 0
         assert not TaskLimit().must_count("alice")
+
+
+@pytest.fixture
+def limited_to_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKS_PER_USER", "3")
+
+
+@pytest.mark.usefixtures("limited_to_three")
+async def test_user_at_the_limit_gets_409(
+    alice: Caller, bob: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = [await alice.add(f"task {n}") for n in range(3)]
+    assert_error(await alice.post({"title": "one more"}), 409, "Task limit reached")
+    # The input is checked before. Others have room, and so has who makes some.
+    assert (await alice.post({"title": ""})).status_code == 422
+    await bob.add("Bob's")
+    await alice.delete(f"/{tasks[0]['id']}")
+    await alice.add("in its place")
+    assert_error(await alice.post({"title": "one more"}), 409, "Task limit reached")
+    assert len((await alice.get()).json()) == 3
+    [line] = [line for line in caplog.messages if "TASKS_PER_USER" in line]
+    assert "alice" not in line

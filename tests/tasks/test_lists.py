@@ -1,17 +1,20 @@
 # [Task]: T052 [From]: specs/decisions.md
 """Which tasks are listed, in which order, a page at a time, and a list that is known already."""
 
+import asyncio
 import itertools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
-from databases import on_one_database
+from databases import execute, on_one_database
 from support import Caller, assert_error, assert_invalid
 
 from kit.database.execute import Statement
+from schemas import Order, Sort
+from tasks.lists import AT_A_TIME, SHORT_LIST
 
 type Task = dict[str, Any]
 
@@ -45,6 +48,22 @@ def target_of(page: httpx.Response) -> str:
     match = re.fullmatch(r'<(.*)>; rel="next"', page.headers["link"])
     assert match
     return match[1]
+
+
+FILL = """
+    INSERT INTO task (user_id, title, completed, created_at, updated_at)
+    WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < {last})
+    SELECT 'alice', 'task ' || n, false, {instant}, {instant} FROM n
+"""
+AFTER = {
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', '2026-01-01', (n / 7) || ' seconds') || '000'",
+    "postgresql": "timestamptz '2026-01-01Z' + (n / 7) * interval '1 second'",
+}
+
+
+async def fill(url: str, count: int) -> None:
+    """Tasks of Alice's, seven at each instant."""
+    await execute(url, FILL.format(last=count - 1, instant=AFTER[url.partition(":")[0]]))
 
 
 @pytest.fixture
@@ -123,6 +142,44 @@ class TestOrder:
     ) -> None:
         assert await listed(alice, sort="title") == expected(tasks, "title", "desc")
         assert await listed(alice, order="asc") == expected(tasks, "created_at", "asc")
+
+
+class TestWholeList:
+    @pytest.mark.parametrize(
+        "count", [AT_A_TIME, AT_A_TIME + 1, SHORT_LIST, SHORT_LIST + 1, 3 * SHORT_LIST + 7]
+    )
+    async def test_is_whole_and_in_order(
+        self, alice: Caller, bob: Caller, database_url: str, count: int
+    ) -> None:
+        await fill(database_url, count)
+        await bob.add("Bob's")
+        response = await alice.get()
+        assert response.headers["content-type"] == "application/json"
+        assert int(response.headers["content-length"]) == len(response.content)
+        tasks = response.json()
+        assert [task["title"] for task in tasks] == [f"task {n}" for n in range(count)][::-1]
+        assert {task["user_id"] for task in tasks} == {"alice"}
+        known = {"If-None-Match": response.headers["etag"]}
+        assert (await alice.get(headers=known)).status_code == 304
+
+    async def test_is_one_moment_in_every_order(self, alice: Caller, database_url: str) -> None:
+        count = 2 * SHORT_LIST
+        await fill(database_url, count)
+        there = sorted(task["id"] for task in (await alice.get()).json())
+
+        async def change() -> None:
+            for n, task_id in enumerate(itertools.cycle(there[::97])):
+                await alice.put(f"/{task_id}", {"title": f"task {n * 7919 % count}"})
+
+        changing = asyncio.create_task(change())
+        for sort, order in itertools.product(get_args(Sort), get_args(Order)):
+            tasks = await listed(alice, sort=sort, order=order)
+            assert sorted(task["id"] for task in tasks) == there
+            keys = [(task[sort], task["id"]) for task in tasks]
+            assert keys == sorted(keys, reverse=order == "desc")
+        assert not changing.done()
+        changing.cancel()
+        await asyncio.wait([changing])
 
 
 class TestRefused:

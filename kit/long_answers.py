@@ -1,0 +1,128 @@
+# [Task]: T090 [From]: specs/requirements.md
+"""Long answers: a bound on the memory that they take, and how they are sent.
+
+A server keeps what it is given until the client has read it. So a long answer is handed over in
+chunks, each when the server has taken the ones before, and the bytes that are left are counted.
+"""
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from kit.errors import TooManyLongAnswers
+from kit.logs import Outage
+
+logger = logging.getLogger("tasks.answers")
+
+# Bytes. An answer up to this is sent in one piece and not counted.
+SHORT = 64 * 1024
+# Bytes of long answers that are being made or not yet sent.
+PER_USER = 16 * 2**20
+IN_ALL = 64 * 2**20
+# Servers take some chunks ahead: Granian four, and each what its buffer holds.
+CHUNK = 32 * 1024
+# Seconds that a client may take to make room for one chunk.
+STALL_TIMEOUT = 30.0
+
+
+class LongAnswers:
+    """The bytes of long answers in one process, per user and in all."""
+
+    def __init__(self, per_user: int = PER_USER, in_all: int = IN_ALL) -> None:
+        self._per_user = per_user
+        self._in_all = in_all
+        self._users: Counter[str] = Counter()
+        self._outage = Outage(logger, "long answers are refused")
+
+    @property
+    def bytes(self) -> int:
+        """Those of all users."""
+        return self._users.total()
+
+    def share(self, user_id: str) -> "Share":
+        """A share of an answer to this user, empty so far."""
+        return Share(self, user_id)
+
+    def change(self, user_id: str, before: int, now: int) -> None:
+        """A user's answer has another size. Raises TooManyLongAnswers if it is too large.
+
+        A first answer is never too large, so that each list can be sent.
+        """
+        of_user, of_all = self._users[user_id] - before, self.bytes - before
+        if now > before:
+            if _exceeds(of_user, now, self._per_user) or _exceeds(of_all, now, self._in_all):
+                reason = f"{of_all} bytes are in flight, {of_user} of them the same user's"
+                self._outage.begins(reason)
+                raise TooManyLongAnswers(reason)
+            self._outage.ends()
+        self._users[user_id] = of_user + now
+        if not self._users[user_id]:
+            del self._users[user_id]
+
+
+def _exceeds(others: int, size: int, bound: int) -> bool:
+    return others > 0 and others + size > bound
+
+
+class Share:
+    """The bytes that one answer takes. They are given back when it fails, is sent or is dropped.
+
+    As a context, it is the making of the answer.
+    """
+
+    def __init__(self, answers: LongAnswers, user_id: str) -> None:
+        self._answers = answers
+        self._user_id = user_id
+        self.size = 0
+
+    def resize(self, size: int) -> None:
+        """Raises TooManyLongAnswers if it grows beyond the bounds."""
+        if size != self.size:
+            self._answers.change(self._user_id, self.size, size)
+            self.size = size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            self.resize(0)
+
+    def __del__(self) -> None:
+        self.resize(0)
+
+
+class LongAnswer(Response):
+    """JSON in several parts. Each is let go when the server has taken it."""
+
+    media_type = "application/json"
+
+    def __init__(self, parts: Iterable[bytes], share: Share, headers: Mapping[str, str]) -> None:
+        super().__init__(headers=dict(headers))
+        self._parts = deque(parts)
+        self._share = share
+        share.resize(sum(map(len, self._parts)))
+        self.headers["content-length"] = str(share.size)
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        try:
+            while self._parts:
+                part = self._parts.popleft()
+                for at in range(0, len(part), CHUNK):
+                    body, more = part[at : at + CHUNK], bool(self._parts) or at + CHUNK < len(part)
+                    async with asyncio.timeout(STALL_TIMEOUT):
+                        await send({"type": "http.response.body", "body": body, "more_body": more})
+                    self._share.resize(self._share.size - len(body))
+        except TimeoutError:
+            # The server closes the connection of an answer that is not complete.
+            logger.info("a client did not read a long answer for %g s", STALL_TIMEOUT)
+        finally:
+            self._parts.clear()
+            self._share.resize(0)

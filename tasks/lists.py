@@ -1,0 +1,64 @@
+# [Task]: T090 [From]: specs/requirements.md
+"""A list as one answer: how all of it is read at one moment, and made into JSON."""
+
+import asyncio
+from collections.abc import Sequence
+from itertools import batched
+
+from fastapi import Request, Response
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from db import Statement
+from kit.database.execute import Record
+from kit.long_answers import SHORT, LongAnswer, LongAnswers, Share
+from schemas import tasks_json
+from tasks.conditional import content_tag
+
+# Tasks that are read before the process asks itself whether it has memory for more.
+SHORT_LIST = 1000
+# Tasks that are made into JSON before other requests have a turn.
+AT_A_TIME = 200
+
+
+def long_answers(request: Request) -> LongAnswers:
+    """Those of the app's state; where no lifespan was run, of this request alone."""
+    return getattr(request.app.state, "long_answers", None) or LongAnswers()
+
+
+async def whole_list(
+    statement: Statement, session: AsyncSession, share: Share, **values: object
+) -> Sequence[Record]:
+    """All tasks that the statement finds, by one statement, so that they show one moment.
+
+    Raises TooManyLongAnswers and DatabaseUnavailable.
+    """
+    records = await statement.records(session, **values, part=SHORT_LIST + 1)
+    if len(records) > SHORT_LIST:
+        # A guess, which list_answer corrects: most long lists have less than 10,000 tasks.
+        share.resize(10 * len(tasks_json(records[:SHORT_LIST])))
+        records = await statement.records(session, **values)
+    return records
+
+
+async def list_answer(records: Sequence[Record], share: Share, headers: dict[str, str]) -> Response:
+    """The tasks with their ETag and these headers. Raises TooManyLongAnswers."""
+    parts = [tasks_json(records)] if len(records) <= AT_A_TIME else await _parts(records, share)
+    # Where a page ends is told by its headers, so they are part of what is tagged.
+    tag = content_tag([*parts, headers.get("X-Next-Cursor", "").encode()])
+    headers = {**headers, "ETag": tag}
+    if sum(map(len, parts)) > SHORT:
+        return LongAnswer(parts, share, headers)
+    share.resize(0)
+    return Response(b"".join(parts), media_type="application/json", headers=headers)
+
+
+async def _parts(records: Sequence[Record], share: Share) -> list[bytes]:
+    """The JSON array in pieces. Others have a turn after each."""
+    parts, size = [b"["], 0
+    for some in batched(records, AT_A_TIME, strict=False):
+        await asyncio.sleep(0)
+        parts.append((b"," if size else b"") + tasks_json(some)[1:-1])
+        size += len(parts[-1])
+        if size > max(SHORT, share.size):
+            share.resize(size)
+    return [*parts, b"]"]

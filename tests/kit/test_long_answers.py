@@ -1,0 +1,84 @@
+# [Task]: T090 [From]: specs/requirements.md
+"""How many bytes of long answers a process holds, and how one is sent."""
+
+import asyncio
+
+import pytest
+from starlette.types import Message
+
+from kit.errors import TooManyLongAnswers
+from kit.long_answers import CHUNK, LongAnswer, LongAnswers
+
+
+async def receive() -> Message:
+    raise AssertionError
+
+
+class TestShare:
+    def test_is_bounded_per_user_and_in_all(self) -> None:
+        answers = LongAnswers(per_user=10, in_all=25)
+        shares = []
+        for user, size, fits in (
+            ("alice", 8, True),
+            ("alice", 3, False),
+            ("alice", 2, True),
+            ("bob", 10, True),
+            ("carol", 6, False),
+            ("carol", 5, True),
+            ("dave", 1, False),
+        ):
+            shares.append(answers.share(user))
+            if fits:
+                shares[-1].resize(size)
+            else:
+                with pytest.raises(TooManyLongAnswers):
+                    shares[-1].resize(size)
+        assert answers.bytes == 25
+        shares[0].resize(1)
+        shares.pop().resize(3)
+        shares.clear()
+        assert answers.bytes == 0
+
+    def test_of_one_alone_may_have_any_size(self) -> None:
+        answers = LongAnswers(per_user=10, in_all=25)
+        whole = answers.share("alice")
+        whole.resize(100)
+        whole.resize(200)
+        with pytest.raises(TooManyLongAnswers):
+            answers.share("bob").resize(1)
+        assert answers.bytes == 200
+
+
+class TestLongAnswer:
+    async def test_is_sent_in_chunks_and_given_back(self) -> None:
+        answers = LongAnswers()
+        parts = [b"[", b"1" * (3 * CHUNK + 1), b"]"]
+        response = LongAnswer(parts, answers.share("alice"), {"ETag": '"1"'})
+        assert answers.bytes == int(response.headers["content-length"]) == 3 * CHUNK + 3
+        sent: list[bytes] = []
+        held: list[int] = []
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                sent.append(message["body"])
+                held.append(answers.bytes)
+                assert message["more_body"] == (message["body"] != b"]")
+
+        await response({}, receive, send)
+        assert b"".join(sent) == b"".join(parts)
+        assert max(map(len, sent)) == CHUNK
+        assert held == sorted(held, reverse=True)
+        assert answers.bytes == 0
+
+    async def test_that_nobody_reads_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("kit.long_answers.STALL_TIMEOUT", 0.01)
+        answers = LongAnswers()
+        response = LongAnswer([b"1", b"2"], answers.share("alice"), {})
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.Future()
+
+        await response({}, receive, send)
+        del response
+        assert answers.bytes == 0

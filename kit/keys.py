@@ -32,6 +32,11 @@ ALGORITHMS: dict[str, tuple[str, str | None]] = {
 FETCH = "fetch of the key set"
 
 MIN_RSA_BITS = 2048
+# Ed25519's field, and `y` of its eight points of small order, for which anybody can sign: "Taming
+# the many EdDSAs" (Chalkias, Garillot, Nikolaenko). A key may have either sign of x, and y + p.
+_P = 2**255 - 19
+_Y = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+_SMALL_ORDER = frozenset({0, 1, _P - 1, _Y, _P - _Y})
 MAX_KEY_SET_BYTES = 64 * 1024
 
 # Seconds.
@@ -196,6 +201,15 @@ def _public_key(jwk: Any) -> jwt.PyJWK | None:
         key = jwt.PyJWK(jwk, jwk.get("alg", fitting[0]))
     except (jwt.PyJWTError, ValueError, TypeError, KeyError):
         return None
-    if jwk["kty"] == "RSA" and key.key.key_size < MIN_RSA_BITS:
-        return None
-    return key
+    # cryptography refuses points that are not on their curve, and exponents of RSA below 3 or even.
+    return None if _is_weak(jwk["kty"], key.key) else key
+
+
+def _is_weak(kty: str, key: Any) -> bool:
+    match kty:
+        case "RSA":
+            return bool(key.key_size < MIN_RSA_BITS)
+        case "OKP":
+            y = int.from_bytes(key.public_bytes_raw(), "little") % 2**255
+            return y % _P in _SMALL_ORDER
+    return False

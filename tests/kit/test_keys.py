@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -20,6 +20,7 @@ from uuid import uuid4
 import certifi
 import httpx
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi import FastAPI
@@ -1541,6 +1542,37 @@ def leaked(algorithm: str) -> tuple[MakeKey, Make]:
     )
 
 
+# Every encoding of Ed25519's points of small order: five values of y, two of them beyond p, too.
+_P = 2**255 - 19
+_Y = 0x5FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+SMALL_ORDER: Final = [
+    (y | sign << 255).to_bytes(32, "little")
+    for y in (0, 1, _Y, _P - _Y, _P - 1, _P, _P + 1)
+    for sign in (0, 1)
+]
+
+
+def signed_by_nobody(point: bytes) -> tuple[MakeKey, Make]:
+    """A key of small order, and a token with one signature for all texts: R is 1 and S is 0.
+
+    It is good for one text in two, four or eight, and for each if the key is 1.
+    """
+    signature = (1).to_bytes(32, "little") + bytes(32)
+    public = ed25519.Ed25519PublicKey.from_public_bytes(point)
+
+    def make(issuer: Issuer) -> str:
+        for number in range(1000):
+            header, claims = {"alg": "EdDSA", "kid": "small"}, issuer.claims(jti=number)
+            token = compact(header, claims, lambda _: signature)
+            with suppress(InvalidSignature):
+                public.verify(signature, token.rpartition(".")[0].encode())
+                return token
+        raise AssertionError
+
+    jwk = {"kty": "OKP", "crv": "Ed25519", "kid": "small", "x": base64url_encode(point).decode()}
+    return lambda: jwk, make
+
+
 # An entry that does not count, and a token that it would let in if it did.
 FORGERIES: Final[dict[str, tuple[MakeKey, Make]]] = {
     "symmetric": (lambda: symmetric(alg="HS256"), with_symmetric_key("HS256")),
@@ -1556,6 +1588,7 @@ FORGERIES: Final[dict[str, tuple[MakeKey, Make]]] = {
     "secp256k1": weak("ES256K", "ES256K"),
     "secp256k1 for ES256": weak("ES256K", "ES256"),
     "Ed448": weak("Ed448", "EdDSA"),
+    **{f"of small order, {point.hex()}": signed_by_nobody(point) for point in SMALL_ORDER},
     "RSA of 1,024 bits": weak("RSA-1024", "RS256"),
     "RSA of 1,024 bits for PS256": weak("RSA-1024", "PS256"),
     "P-521 for ES256": weak("ES512", "ES256"),

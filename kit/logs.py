@@ -31,7 +31,8 @@ current_request_id: ContextVar[str] = ContextVar("current_request_id", default="
 OUTAGE_QUIET = 1.0
 # Lines that may wait to be written.
 MAX_WAITING = 10_000
-# Lines that are taken at once.
+# Seconds in which lines are gathered to be written together, and how many at most.
+GATHERING = 0.003
 BATCH = 1_000
 # Seconds that an end of the process waits for them.
 FLUSH_TIMEOUT = 0.5
@@ -134,6 +135,8 @@ class LineWriter:
     def _write_all(self) -> None:
         while True:
             items = [self._waiting.get()]
+            # Each turn of this thread costs the event loop some time, so it takes several lines.
+            time.sleep(GATHERING)
             items += [self._waiting.get() for _ in range(min(self._waiting.qsize(), BATCH))]
             # Several workers may write to one pipe, where PIPE_BUF bytes stay in one piece.
             lines = b""

@@ -5,12 +5,14 @@ An id, HTTP's rules that servers leave to the application, a strict path (paths.
 protective headers, a 500 for a bug (errors.py), a line in the log (access_log.py).
 """
 
+import asyncio
 import itertools
 import re
 import secrets
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import IPv6Address
 
 from fastapi.responses import JSONResponse
@@ -30,6 +32,10 @@ _CACHE_CONTROL = (b"cache-control", b"private, no-cache")
 
 # What nginx has in its log for a request that was not sent to its end, and so never answered.
 _CLIENT_WENT_AWAY = 499
+# Answers that are made before a body is read.
+_BEFORE_BODIES = frozenset({401, 403, 405, 413})
+# Seconds in which the rest of such a body is discarded, and in which its next part has to come.
+_DISCARDING, _PAUSE = 2.0, 0.1
 
 
 class RequestMiddleware:
@@ -59,7 +65,7 @@ class RequestMiddleware:
             common += cors_headers(sent.get(b"origin"))
         if fault is not None:
             app = JSONResponse({"detail": fault}, 400, {"Connection": "close"})
-        has_begun = False
+        has_begun = went_away = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal has_begun
@@ -69,8 +75,11 @@ class RequestMiddleware:
                 if b"cache-control" not in dict(headers):
                     headers.append(_CACHE_CONTROL)
                 message["headers"] = headers
-                # Before it is sent, so that whoever has the answer finds it in the log.
-                access_log.note(scope, request_id, message["status"], time.perf_counter() - began)
+                status = message["status"]
+                if status in _BEFORE_BODIES and not sent.keys().isdisjoint(_FRAMING):
+                    await _discard_body(sent, receive)
+                shown = _CLIENT_WENT_AWAY if went_away else status
+                access_log.note(scope, request_id, shown, time.perf_counter() - began)
             elif method == "HEAD":
                 message["body"] = b""
             await send(message)
@@ -79,12 +88,33 @@ class RequestMiddleware:
             await app(scope, receive, send_with_headers)
         except ClientDisconnect:
             if not has_begun:
-                access_log.note(scope, request_id, _CLIENT_WENT_AWAY, time.perf_counter() - began)
+                # Granian says so of a malformed body, too, whose client waits for an answer.
+                went_away = True
+                answer = JSONResponse({"detail": "Request body is incomplete"}, 400)
+                await answer(scope, receive, send_with_headers)
         except Exception:
             answer_bug = internal_error(request_id)
             if has_begun:
                 raise
             await answer_bug(scope, receive, send_with_headers)
+
+
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+
+async def _discard_body(sent: Mapping[bytes, bytes], receive: Receive) -> None:
+    """Read the rest of a body that is on its way.
+
+    A server that closes a connection with bytes unread resets it, and its client loses the answer.
+    """
+    if b"expect" in sent:  # It has not been sent.
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARDING):
+            more = True
+            while more:
+                message = await asyncio.wait_for(receive(), _PAUSE)
+                more = message.get("more_body", False)
 
 
 # RFC 3986 §3.2.2 and §3.2.3, but for addresses of versions to come.
@@ -132,12 +162,12 @@ def _fault(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
 def _is_host(value: bytes) -> bool:
     if value[:1] != b"[":
         return _NAME.fullmatch(value) is not None
-    address, bracket, port = value[1:].partition(b"]")
+    address, _, port = value[1:].partition(b"]")
     try:
         IPv6Address(address.decode())
     except ValueError:
         return False
-    return bool(bracket) and _PORT.fullmatch(port) is not None
+    return _PORT.fullmatch(port) is not None
 
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")

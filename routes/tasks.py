@@ -4,6 +4,7 @@
 Who may call them is decided in middleware/auth.py. What they are made of is in tasks/.
 """
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -18,7 +19,7 @@ from errors import (
     TaskNotFound,
     TooManyTags,
 )
-from kit.body import JsonBody, OptionalJsonBody, ignored_body
+from kit.body import JsonBody, OptionalJsonBody
 from kit.database.sql import utc_now
 from kit.errors import (
     INTERNAL_ERROR,
@@ -67,14 +68,12 @@ from tasks.queries import (
     CREATE_WITHIN,
     DELETE,
     EMPTY,
+    FORGET,
     GET,
     UPDATE,
     Change,
-    created_values,
     listing,
-    updated_values,
 )
-from tasks.tombstones import Tombstones, tombstones
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
@@ -94,10 +93,8 @@ router = APIRouter(
     generate_unique_id_function=operation_id,
 )
 
-# What a request with a body may meet: one that is ignored, or one in JSON.
-_OF_ANY_BODY = (BodyLost, BodyTimeout)
-_OF_A_BODY = (*_OF_ANY_BODY, BodyTooLarge, UnsupportedMediaType)
-_IGNORED_BODY = [Depends(ignored_body)]
+# What a request with a body may meet.
+_OF_A_BODY = (BodyLost, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
 
 create_body = JsonBody(TaskCreate)
 update_body = JsonBody(TaskUpdate)
@@ -136,12 +133,11 @@ async def _change(
     raise TaskNotFound
 
 
-@router.head("", dependencies=_IGNORED_BODY, include_in_schema=False)
+@router.head("", include_in_schema=False)
 @router.get(
     "",
-    dependencies=_IGNORED_BODY,
     response_model=list[TaskPublic],
-    responses=error_responses(InvalidCursor, *_OF_ANY_BODY)
+    responses=error_responses(InvalidCursor)
     | invalid_input(
         "query",
         "sort",
@@ -198,7 +194,9 @@ async def create_task(
     """Add a task; with an Idempotency-Key, one for all requests that have it."""
     values: dict[str, Any] = {
         "owner": user_id,
-        **created_values(body),
+        "new_title": body.title,
+        "new_description": body.description,
+        "new_completed": body.completed,
         "now": utc_now(),
     }
     counted = limit.must_count(user_id)
@@ -219,14 +217,11 @@ async def create_task(
     return _created(request, first_answer(row, body), **headers)
 
 
-@router.head("/{task_id}", dependencies=_IGNORED_BODY, include_in_schema=False)
+@router.head("/{task_id}", include_in_schema=False)
 @router.get(
     "/{task_id}",
-    dependencies=_IGNORED_BODY,
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound, *_OF_ANY_BODY)
-    | with_headers(200, "ETag")
-    | not_modified("ETag"),
+    responses=error_responses(TaskNotFound) | with_headers(200, "ETag") | not_modified("ETag"),
 )
 async def get_task(
     user_id: UserId, task_id: TaskId, session: SessionDep, if_none_match: IfNoneMatch = None
@@ -261,7 +256,10 @@ async def update_task(
         UPDATE,
         owner=user_id,
         task_id=task_id,
-        **updated_values(body),
+        new_title=body.get("title"),
+        describe="description" in body,
+        new_description=body.get("description"),
+        new_completed=body.get("completed"),
         now=utc_now(),
     )
     return _task(row)
@@ -270,23 +268,24 @@ async def update_task(
 @router.delete(
     "/{task_id}",
     status_code=204,
-    dependencies=_IGNORED_BODY,
-    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags, *_OF_ANY_BODY),
+    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags),
 )
 async def delete_task(
     user_id: UserId,
     task_id: TaskId,
-    kept: Annotated[Tombstones | None, Depends(tombstones)],
     session: SessionDep,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatchOfWrite = None,
 ) -> Response:
     """Remove a task for good."""
     now = utc_now()
-    values = {"owner": user_id, "task_id": task_id, "now": now, "expired": now - KEY_LIFETIME}
+    expired = now - KEY_LIFETIME
+    values = {"owner": user_id, "task_id": task_id, "now": now, "expired": expired}
     row = await _change(session, if_match, if_none_match, DELETE, EMPTY, **values)
-    if "deleted_at" in row and kept is not None:
-        kept.add(user_id)
+    if "deleted_at" in row:
+        # It leaves a row behind, so this is the time to clear away those of earlier days.
+        with suppress(DatabaseUnavailable):
+            await FORGET.rows(session, owner=user_id, expired=expired)
     return Response(status_code=204)
 
 

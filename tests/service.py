@@ -72,7 +72,9 @@ class Service:
 
         def lines() -> list[str] | None:
             found = [line for line in self.log().splitlines() if request_id in line]
-            return found if any(" ms client=" in line for line in found) else None
+            # It is written to stdout, and the others to stderr, each by a thread.
+            found.sort(key=lambda line: " ms client=" in line)
+            return found if found and " ms client=" in found[-1] else None
 
         return until(lines)
 

@@ -39,7 +39,7 @@ VALUES = {
     "new_title": "changed",
     "new_description": "changed",
     "new_completed": True,
-    "sets_description": True,
+    "describe": True,
     "now": utc_now(),
     "task_limit": 100,
     **{f"version_{n}": utc_now() for n in range(MAX_TAGS)},
@@ -53,7 +53,6 @@ VALUES = {
     "idempotency_key": "a key",
     "idempotency_mark": bytes(24),
     "expired": utc_now(),
-    "bound": 100,
 }
 
 _POSTGRESQL = make_url("postgresql+asyncpg://").get_dialect()()

@@ -165,8 +165,7 @@ class TestBody:
     ) -> None:
         task = await alice.add()
         one = f"/{task['id']}"
-        with_json = [("POST", ""), ("PUT", one), ("PATCH", f"{one}/complete")]
-        for method, path in [*with_json, ("GET", ""), ("GET", one), ("DELETE", one)]:
+        for method, path in (("POST", ""), ("PUT", one), ("PATCH", f"{one}/complete")):
             headers = {**JSON, **announced}
             answer = await alice.request(method, path, content=content, headers=headers)
             assert_error(answer, 400, "Request body did not arrive in full")

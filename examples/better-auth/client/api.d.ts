@@ -376,7 +376,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Invalid cursor; Request body did not arrive in full */
+            /** @description Invalid cursor */
             400: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
@@ -399,16 +399,6 @@ export interface operations {
             };
             /** @description Access denied */
             403: {
-                headers: {
-                    "X-Request-ID": components["headers"]["X-Request-ID"];
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description Request body did not arrive in time */
-            408: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
@@ -663,16 +653,6 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Request body did not arrive in full */
-            400: {
-                headers: {
-                    "X-Request-ID": components["headers"]["X-Request-ID"];
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
             /** @description Missing authorization token; Invalid token; Token has expired */
             401: {
                 headers: {
@@ -696,16 +676,6 @@ export interface operations {
             };
             /** @description Task not found */
             404: {
-                headers: {
-                    "X-Request-ID": components["headers"]["X-Request-ID"];
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description Request body did not arrive in time */
-            408: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
@@ -963,7 +933,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description If-Match and If-None-Match may name 32 tags each; Request body did not arrive in full */
+            /** @description If-Match and If-None-Match may name 32 tags each */
             400: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
@@ -996,16 +966,6 @@ export interface operations {
             };
             /** @description Task not found */
             404: {
-                headers: {
-                    "X-Request-ID": components["headers"]["X-Request-ID"];
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ErrorBody"];
-                };
-            };
-            /** @description Request body did not arrive in time */
-            408: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;

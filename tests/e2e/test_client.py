@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,11 +47,23 @@ refused 422 {"detail":[{"type":"string_too_short","loc":["body","title"],\
 deleted 204 404
 """
 
+RECIPES_SAID = """\
+token: GET 200,GET 200,GET 401,GET 401, fetched 2
+queue: Buy milk, POST 201,POST 201
+pages: 50,1, more false
+optimistic: pending true
+rolled back: 502, completed true
+saved after TypeError: Renamed
+conflict: Renamed
+deleted: 404
+on focus: GET 304, still 50
+"""
 
-def run(*command: str | Path, folder: Path = EXAMPLE) -> str:
+
+def run(*command: str | Path, folder: Path = EXAMPLE, **variables: str) -> str:
     # With the development's own ruff, by which a generator formats what it has made.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": f"{folder}"}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": f"{folder}", **variables}
     ran = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -81,6 +94,23 @@ def generate_python(folder: Path) -> list[str | Path]:
     command = ["openapi-python-client", "generate", "--meta=none", "--fail-on-warning"]
     run(*command, f"--path={DOCUMENT}", "--output-path=task_api_client", folder=folder)
     return [sys.executable, CLIENTS / "generated.py"]
+
+
+def test_recipes_do_what_they_say(tmp_path: Path) -> None:
+    """The code in docs/frontend.md, by clients/recipes.ts."""
+    (tmp_path / "lib").mkdir()
+    text = (ROOT / "docs/frontend.md").read_text()
+    blocks = re.findall(r"^```ts\n// (lib/\w+\.ts)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    for name, code in blocks:
+        (tmp_path / name).write_text(code)
+    for name in ("recipes.ts", "tsconfig.json"):
+        shutil.copy(CLIENTS / name, tmp_path)
+    (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
+    npm("tsc", folder=tmp_path)
+    with serving(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/tasks.db") as service:
+        api = {"NEXT_PUBLIC_API_URL": f"http://127.0.0.1:{service.port}"}
+        command = ["node", "dist/recipes.js", USER, sign(USER)]
+        assert run(*command, folder=tmp_path, **api) == RECIPES_SAID
 
 
 @pytest.mark.parametrize("generate", [generate_typescript, generate_python])

@@ -25,7 +25,7 @@ from kit.telemetry.start import open_telemetry
 from kit.tokens import open_verifier
 from middleware.auth import verify_user_access
 from routes import health, tasks
-from settings import get_settings, removed_settings
+from settings import get_settings
 from tasks.limits import TaskLimit
 
 logger = logging.getLogger("tasks.settings")
@@ -36,8 +36,8 @@ async def lifespan(app: TaskAPI) -> AsyncIterator[None]:
     """Check the settings, open the database, and close it at the end. Raises SettingsError."""
     settings = get_settings()
     with service_logs(settings), access_log.opened(settings):
-        for sentence in removed_settings():
-            logger.warning("%s", sentence)
+        for warning in settings.warnings:
+            logger.warning("%s", warning)
         async with (
             open_verifier(settings) as token_verifier,
             open_database(settings) as database,

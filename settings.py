@@ -1,37 +1,47 @@
 # [Task]: T002 [From]: specs/requirements.md
 """The service's settings: what the environment or `.env` may say, checked and frozen.
 
-Reading happens in `get_settings()`, never at import. What a database URL means is told in
-kit/database/urls.py.
+Reading happens in `get_settings()`, never at import. How values may be written is in kit/values.py,
+and what a database URL means in kit/database/urls.py.
 """
 
-import ipaddress
 import os
 import re
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
+
+from kit.values import (
+    PUBLISHED_SECRET,
+    Unreadable,
+    comma_separated,
+    doubt_of_secret,
+    networks,
+    origin,
+    read_variables,
+    secret_versions,
+)
 
 MIN_SECRET_BYTES = 32
 
 _HTTP_URL = re.compile(
     r"https?://(\[[0-9a-f:]+\]|[^\s/?#@:]+)(:\d{1,5})?(/[^\s?#]*)?", re.IGNORECASE
 )
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+")
-
-
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+", re.IGNORECASE)
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 # Settings of earlier releases, and what has taken their place.
@@ -43,7 +53,7 @@ class SettingsError(Exception):
 
 
 class Settings(BaseModel):
-    """Every setting with its unit and default; `.env.example` and the README list the same."""
+    """Every setting with its unit and default; `.env.example` and docs/settings.md list them."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -56,9 +66,12 @@ class Settings(BaseModel):
     better_auth_secret: SecretStr | None = None
     # The secret before, which is accepted too while the frontend and the service change theirs.
     better_auth_secret_previous: SecretStr | None = None
+    # Better Auth's own list for that, <version>:<secret>, comma-separated; all are accepted.
+    better_auth_secrets: SecretStr | None = None
     # The Better Auth server's URL, for tokens of its jwt() plugin; its origin is their iss and aud.
+    # Its path, if it has one, is Better Auth's base path; otherwise that is /api/auth.
     better_auth_url: str | None = None
-    # In place of what follows from better_auth_url.
+    # In place of what follows from better_auth_url; the last two comma-separated.
     better_auth_jwks_url: str | None = None
     better_auth_issuer: str | None = None
     better_auth_audience: str | None = None
@@ -74,6 +87,8 @@ class Settings(BaseModel):
     database_connect_timeout: float = Field(default=2.0, gt=0, le=60)
     # Seconds one statement may take.
     database_statement_timeout: float = Field(default=1.5, gt=0, le=60)
+    # Whether /docs and /openapi.json are there.
+    api_docs: bool = True
     # The address, the port and the number of processes of `python -m serve`.
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
@@ -94,8 +109,11 @@ class Settings(BaseModel):
     forwarded_allow_ips: str = "127.0.0.1,::1"
     # The form of log lines; by default text on a terminal and JSON otherwise.
     log_format: Literal["text", "json"] | None = None
-    # The least of what is logged; the line of each request is info.
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    # The least of what is logged; the line of each request is info, that of a good probe debug.
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+
+    # Names of earlier releases' settings that are still set.
+    _removed: list[str] = PrivateAttr(default_factory=list)
 
     @field_validator("database_url", "database_read_url")
     @classmethod
@@ -106,17 +124,16 @@ class Settings(BaseModel):
 
     @field_validator("forwarded_allow_ips")
     @classmethod
-    def _addresses(cls, proxies: str) -> str:
-        if proxies.strip() != "*":
-            for proxy in proxies.split(","):
-                try:
-                    ipaddress.ip_network(proxy.strip())
-                except ValueError:
-                    raise ValueError(
-                        "must be addresses like 10.0.0.7 or networks like 10.0.0.0/8, "
-                        "comma-separated, or * alone"
-                    ) from None
-        return proxies.strip()
+    def _networks(cls, proxies: str) -> str:
+        if proxies.strip() == "*":
+            return "*"
+        try:
+            return networks(proxies)
+        except ValueError:
+            raise ValueError(
+                "must be addresses like 10.0.0.7 or networks like 10.0.0.0/8, "
+                "comma-separated, or * alone"
+            ) from None
 
     @field_validator("root_path")
     @classmethod
@@ -126,36 +143,26 @@ class Settings(BaseModel):
             raise ValueError("must be a path like /tasks-api")
         return path
 
-    @field_validator("tls_cert", "tls_key", mode="before")
+    @field_validator("host")
     @classmethod
-    def _file(cls, path: object) -> object:
-        return path or None
+    def _without_brackets(cls, host: str) -> str:
+        return host.strip().removeprefix("[").removesuffix("]")
 
     @field_validator("log_format", "log_level", mode="before")
     @classmethod
     def _in_lower_case(cls, value: object) -> object:
-        return (value.strip().lower() or None) if isinstance(value, str) else value
+        value = value.strip().lower() if isinstance(value, str) else value
+        return "warning" if value == "warn" else value
 
-    @field_validator("better_auth_secret_previous", mode="before")
+    @field_validator("better_auth_secret", "better_auth_secret_previous", "better_auth_secrets")
     @classmethod
-    def _none_if_blank(cls, secret: object) -> object:
-        return secret or None
-
-    @field_validator("better_auth_secret", "better_auth_secret_previous")
-    @classmethod
-    def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is None:
-            return None
-        try:
-            size = len(secret.get_secret_value().encode())
-        except UnicodeEncodeError:  # The environment's bytes, as lone surrogates.
-            raise ValueError("is not UTF-8 text") from None
-        if size < MIN_SECRET_BYTES:
-            raise ValueError(
-                f"is too short ({size} bytes of UTF-8): it needs at least {MIN_SECRET_BYTES}, "
-                "and the same value as the frontend's; `openssl rand -base64 32` makes one"
-            )
-        return secret
+    def _usable_secrets(cls, given: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if given is not None:
+            text = given.get_secret_value()
+            versioned = info.field_name == "better_auth_secrets"
+            for secret in secret_versions(text) if versioned else [text]:
+                _check_secret(secret)
+        return given
 
     @field_validator("better_auth_url", "better_auth_jwks_url")
     @classmethod
@@ -176,20 +183,24 @@ class Settings(BaseModel):
     def _exact_origins(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        origins = [part.strip().rstrip("/").lower() for part in value.split(",")]
-        origins = [origin for origin in origins if origin]
+        origins = [part.rstrip("/") for part in comma_separated(value)]
         if not origins:
             raise ValueError("is blank: name at least one origin, or remove the line")
-        for origin in origins:
-            if "*" in origin:
+        accepted = set()
+        for given in origins:
+            if "*" in given:
                 raise ValueError(
                     "must not hold *: requests carry credentials, so name each origin exactly"
                 )
-            if not _ORIGIN.fullmatch(origin):
+            if not _ORIGIN.fullmatch(given):
                 raise ValueError(
                     "must be origins like https://app.example.com, comma-separated, without a path"
                 )
-        return frozenset(origins)
+            try:
+                accepted.add(origin(given))
+            except ValueError:
+                raise ValueError("must be origins of hosts and ports that there can be") from None
+        return frozenset(accepted)
 
     @model_validator(mode="after")
     def _previous_secret_is_another(self) -> Self:
@@ -208,7 +219,12 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _some_token_is_acceptable(self) -> Self:
-        if self.better_auth_secret is None and self.better_auth_url is None:
+        if self.better_auth_jwks_url and not (self.better_auth_url or self.better_auth_issuer):
+            raise ValueError(
+                "BETTER_AUTH_JWKS_URL is set, and whose tokens those keys verify is not: set "
+                "BETTER_AUTH_URL, or BETTER_AUTH_ISSUER"
+            )
+        if not self.secrets and self.jwks_url is None:
             raise ValueError(
                 "BETTER_AUTH_SECRET is missing: set it in the environment or in .env to the secret "
                 "of the frontend (see .env.example), or set BETTER_AUTH_URL"
@@ -218,23 +234,71 @@ class Settings(BaseModel):
     @property
     def secrets(self) -> tuple[bytes, ...]:
         """Those that are accepted, the one of today first."""
-        both = (self.better_auth_secret, self.better_auth_secret_previous)
-        return tuple(secret.get_secret_value().encode() for secret in both if secret)
+        return tuple(dict.fromkeys(secret.encode() for _, secret in self._named_secrets()))
+
+    def _named_secrets(self) -> Iterator[tuple[str, str]]:
+        if self.better_auth_secrets is not None:
+            for secret in secret_versions(self.better_auth_secrets.get_secret_value()):
+                yield "BETTER_AUTH_SECRETS", secret
+        for name in ("better_auth_secret", "better_auth_secret_previous"):
+            given: SecretStr | None = getattr(self, name)
+            if given is not None:
+                yield name.upper(), given.get_secret_value()
 
     @property
-    def jwks_url(self) -> str:
-        """Where Better Auth publishes its keys."""
-        return self.better_auth_jwks_url or f"{self.better_auth_url}/api/auth/jwks"
+    def jwks_url(self) -> str | None:
+        """Where Better Auth publishes its keys; None if none are asked for."""
+        url = self.better_auth_url
+        if self.better_auth_jwks_url or url is None:
+            return self.better_auth_jwks_url
+        # As Better Auth has it: a path in its URL stands in place of /api/auth.
+        return f"{url}/jwks" if urlsplit(url).path else f"{url}/api/auth/jwks"
 
     @property
-    def issuer(self) -> str:
-        """The `iss` of Better Auth's own tokens."""
-        return self.better_auth_issuer or _origin(self.better_auth_url or "")
+    def issuers(self) -> tuple[str, ...]:
+        """The `iss` of tokens of published keys: any of these."""
+        return self.named_issuers or (origin(self.better_auth_url or ""),)
 
     @property
-    def audience(self) -> str:
-        """The `aud` of Better Auth's own tokens."""
-        return self.better_auth_audience or _origin(self.better_auth_url or "")
+    def audiences(self) -> tuple[str, ...]:
+        """The `aud` of tokens of published keys: one of these at least."""
+        return self.named_audiences or self.issuers
+
+    @property
+    def named_issuers(self) -> tuple[str, ...]:
+        """Those of BETTER_AUTH_ISSUER, which HS256 tokens with an `iss` must be of as well."""
+        return tuple(comma_separated(self.better_auth_issuer or ""))
+
+    @property
+    def named_audiences(self) -> tuple[str, ...]:
+        """Those of BETTER_AUTH_AUDIENCE, which HS256 tokens with an `aud` must be for as well."""
+        return tuple(comma_separated(self.better_auth_audience or ""))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is likely to be a mistake, a sentence each, without any value."""
+        doubts = [
+            f"{name} {doubt_of_secret(secret)}"
+            for name, secret in self._named_secrets()
+            if doubt_of_secret(secret)
+        ]
+        if (
+            "database_pool_size" in self.model_fields_set
+            and self.database_url.get_secret_value().strip().lower().startswith("sqlite")
+        ):
+            doubts.append("DATABASE_POOL_SIZE has no effect on SQLite, which has one connection")
+        return doubts + [f"{name} has no effect: {REMOVED[name]}" for name in self._removed]
+
+
+_FROM_FILES = (
+    "BETTER_AUTH_SECRET",
+    "BETTER_AUTH_SECRET_PREVIOUS",
+    "BETTER_AUTH_SECRETS",
+    "DATABASE_URL",
+    "DATABASE_READ_URL",
+)
+_NAMES = frozenset({*(name.upper() for name in Settings.model_fields), "WEB_CONCURRENCY", *REMOVED})
+_READ_NAMES = _NAMES.union(f"{name}_FILE" for name in _FROM_FILES)
 
 
 def get_settings() -> Settings:
@@ -243,38 +307,54 @@ def get_settings() -> Settings:
     Raises SettingsError.
     """
     # Not one by one: to look for what is not there takes longest.
-    return _read(tuple([(name, os.environ[name]) for name in _NAMES.intersection(os.environ)]))
-
-
-_NAMES = frozenset(name.upper() for name in Settings.model_fields)
+    return _read(tuple([(name, os.environ[name]) for name in _READ_NAMES.intersection(os.environ)]))
 
 
 @lru_cache(maxsize=1)
 def _read(_environment: tuple[tuple[str, str], ...]) -> Settings:
     try:
-        return Settings.model_validate({n.lower(): v for n, v in _written().items()})
+        variables = read_variables(
+            _NAMES,
+            from_files=_FROM_FILES,
+            # A lost secret must not become a throwaway database.
+            refused_when_empty=("DATABASE_URL", "ALLOWED_ORIGINS"),
+            is_enough=_is_enough,
+        )
+        if "WEB_CONCURRENCY" in variables:
+            variables.setdefault("WORKERS", variables["WEB_CONCURRENCY"])
+        removed = [name for name in REMOVED if variables.pop(name, None)]
+        settings = Settings.model_validate({name.lower(): v for name, v in variables.items()})
+        settings._removed = removed
+        return settings
     except ValidationError as error:
         raise SettingsError(". ".join(map(_sentence, error.errors()))) from None
-    except UnicodeDecodeError:
-        raise SettingsError(".env is not UTF-8 text: save it as UTF-8") from None
+    except Unreadable as error:
+        raise SettingsError(str(error)) from None
 
 
-def _written() -> dict[str, str]:
-    # In `.env` a `$` stands for itself: secrets are literal.
-    written = {**dotenv_values(".env", interpolate=False), **os.environ}
-    return {name: value for name, value in written.items() if value is not None}
+def _is_enough(names: Collection[str]) -> bool:
+    """Whether nothing that a start needs can be missing for want of `.env`."""
+    of_tokens = {"BETTER_AUTH_SECRET", "BETTER_AUTH_SECRETS", "BETTER_AUTH_URL"}
+    return "DATABASE_URL" in names and not of_tokens.isdisjoint(names)
 
 
-def removed_settings() -> list[str]:
-    """A sentence about each setting of an earlier release that is still set."""
-    return [f"{name} has no effect: {why}" for name, why in REMOVED.items() if _written().get(name)]
-
-
-def _origin(url: str) -> str:
-    """As a browser writes it: lower case, without path, trailing slash and default port."""
-    parts = urlsplit(url.lower())
-    default_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
-    return f"{parts.scheme}://{parts.netloc.removesuffix(default_port)}"
+def _check_secret(secret: str) -> None:
+    try:
+        size = len(secret.encode())
+    except UnicodeEncodeError:  # The environment's bytes, as lone surrogates.
+        raise ValueError("is not UTF-8 text") from None
+    if not secret.strip():
+        raise ValueError("is blank: set it to the secret of the frontend")
+    if secret == PUBLISHED_SECRET:
+        raise ValueError(
+            "is the one that Better Auth takes where none is set, and that anybody can read: set "
+            "another there and here; `openssl rand -base64 32` makes one"
+        )
+    if size < MIN_SECRET_BYTES:
+        raise ValueError(
+            f"is too short ({size} bytes of UTF-8): it needs at least {MIN_SECRET_BYTES}, "
+            "and the same value as the frontend's; `openssl rand -base64 32` makes one"
+        )
 
 
 def _sentence(error: ErrorDetails) -> str:

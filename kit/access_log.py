@@ -149,8 +149,7 @@ def _pseudonyms(settings: Settings) -> Callable[[str], str]:
     """What stands for a user: the same in all processes that share a secret, and of no use without
     it to whoever has the log.
     """
-    secret = settings.better_auth_secret
-    shared = secret.get_secret_value().encode() if secret else secrets.token_bytes(32)
+    shared = settings.secrets[0] if settings.secrets else secrets.token_bytes(32)
     key = blake2b(shared, digest_size=32, person=b"tasks.access").digest()
 
     @lru_cache(maxsize=4096)

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 import jwt
 
@@ -129,7 +130,7 @@ class KeySet:
             keys = _usable_keys(await self._download(self._client))
         except _fetch_errors() as error:
             self._failing = True
-            self._outage.begins(f"{type(error).__name__}: {error}")
+            self._outage.begins(f"{self._url}: {type(error).__name__}: {error}")
         else:
             self._failing = False
             self._outage.ends()
@@ -149,12 +150,25 @@ class KeySet:
             headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
             async with client.stream("GET", self._url, headers=headers) as response:
                 if response.status_code != 200:
-                    raise ValueError(f"status {response.status_code}")
+                    raise ValueError(_refusal(response))
                 async for chunk in response.aiter_raw():
                     body += chunk
                     if len(body) > MAX_KEY_SET_BYTES:
                         raise ValueError("larger than 64 KiB")
         return bytes(body)
+
+
+def _refusal(response: "httpx.Response") -> str:
+    """What an operator must know of an answer that has no keys."""
+    said = f"status {response.status_code}"
+    if "location" in response.headers:
+        # Without credentials and parameters, which may be secret.
+        parts = urlsplit(response.headers["location"])
+        host = parts.netloc.rpartition("@")[2]
+        said += f", Location: {urlunsplit((parts.scheme, host, parts.path, '', ''))}"
+    if response.status_code == 404:
+        said += ": set BETTER_AUTH_JWKS_URL if the keys are elsewhere"
+    return said
 
 
 def _new_client() -> "httpx.AsyncClient":

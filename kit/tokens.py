@@ -60,6 +60,23 @@ class _Verdict(NamedTuple):
     key: jwt.PyJWK | None
 
 
+class _Expected(NamedTuple):
+    """Who may have issued a token, and for whom."""
+
+    issuers: tuple[str, ...]
+    audiences: tuple[str, ...]
+
+    def check(self, claims: dict[str, Any], *, only_if_there: bool = False) -> None:
+        """Raises InvalidToken. Only what is there counts for tokens that need have neither."""
+        for name, accepted in (("iss", self.issuers), ("aud", self.audiences)):
+            if only_if_there and not (name in claims and accepted):
+                continue
+            value = claims.get(name)
+            values = value if name == "aud" and isinstance(value, list) else [value]
+            if not any(one in accepted for one in values):
+                raise InvalidToken(f"{name} is of another issuer or audience")
+
+
 class TokenVerifier:
     """Judges tokens by the policy of the settings.
 
@@ -71,8 +88,10 @@ class TokenVerifier:
     def __init__(self, settings: Settings, key_set: KeySet | None) -> None:
         self._secrets = settings.secrets
         self._key_set = key_set
-        self._issuer = settings.issuer
-        self._audience = settings.audience
+        # Of tokens with published keys.
+        self._expected = _Expected(settings.issuers, settings.audiences)
+        # Of HS256 tokens: only what is set outright, since their signers use names of their own.
+        self._named = _Expected(settings.named_issuers, settings.named_audiences)
         self._verdicts: dict[str, _Verdict] = {}
         self._bytes = 0
 
@@ -120,14 +139,12 @@ class TokenVerifier:
             read_only: Claims = _read_only(claims)
         except RecursionError:
             raise InvalidToken("claims are nested too deeply") from None
-        if not isinstance(key, jwt.PyJWK):
-            return _Verdict(read_only, expiry, None)
-        audiences = claims.get("aud")
-        if claims.get("iss") != self._issuer:
-            raise InvalidToken("iss is another issuer")
-        if self._audience not in (audiences if isinstance(audiences, list) else [audiences]):
-            raise InvalidToken("aud is another audience")
-        return _Verdict(read_only, expiry, key)
+        published = key if isinstance(key, jwt.PyJWK) else None
+        if published is None:
+            self._named.check(claims, only_if_there=True)
+        else:
+            self._expected.check(claims)
+        return _Verdict(read_only, expiry, published)
 
     async def _keys(self, header: dict[str, Any]) -> Sequence[bytes | jwt.PyJWK]:
         match header.get("alg"):
@@ -210,7 +227,7 @@ def _read_only(value: Any) -> Any:
 
 @asynccontextmanager
 async def open_verifier(settings: Settings) -> AsyncIterator[TokenVerifier]:
-    """The verifier for as long as the service runs, with the key set if BETTER_AUTH_URL is set."""
+    """The verifier for as long as the service runs, with the key set if one is asked for."""
     if settings.better_auth_secret_previous is not None:
         logger.info(
             "tokens of BETTER_AUTH_SECRET_PREVIOUS are accepted: remove it when the last of them "
@@ -218,7 +235,7 @@ async def open_verifier(settings: Settings) -> AsyncIterator[TokenVerifier]:
         )
     async with AsyncExitStack() as stack:
         key_set = None
-        if settings.better_auth_url is not None:
+        if settings.jwks_url is not None:
             key_set = KeySet(settings.jwks_url)
             stack.push_async_callback(key_set.close)
         yield TokenVerifier(settings, key_set)

@@ -76,33 +76,34 @@ class TestHeaders:
 
 
 class TestSettings:
-    """`.env.example`, the README's table and the class say the same."""
+    """`.env.example`, docs/settings.md and the class say the same."""
 
     NAMES = frozenset(name.upper() for name in Settings.model_fields)
 
-    def readme_rows(self) -> dict[str, str]:
-        """The default, as it is written, of each setting in the README's table."""
-        section = (ROOT / "README.md").read_text().partition("\n## Settings\n")[2]
-        table = section.partition("\n###")[0]
+    def documented(self) -> dict[str, str]:
+        """The default, as it is written, of each setting in the table of docs/settings.md."""
+        table = section("docs/settings.md", "All settings")
         return dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", table, re.MULTILINE))
 
-    def test_are_all_in_the_example(self) -> None:
+    def test_are_all_in_the_example_and_in_the_table(self) -> None:
         example = (ROOT / ".env.example").read_text()
         assert set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE)) == self.NAMES
-
-    def test_are_all_in_the_readme(self) -> None:
-        assert self.readme_rows().keys() == self.NAMES
+        assert self.documented().keys() == self.NAMES
 
     def test_have_the_defaults_that_are_documented(self, monkeypatch: pytest.MonkeyPatch) -> None:
         defaults = get_settings()
         example = (ROOT / ".env.example").read_text()
-        for name, value in self.readme_rows().items():
+        for name, value in self.documented().items():
             if value.startswith("`"):
                 assert f"{name}={value.strip('`')}\n" in example
                 monkeypatch.setenv(name, value.strip("`"))
             else:
-                assert Settings.model_fields[name.lower()].default is None
+                assert not Settings.model_fields[name.lower()].default
         assert get_settings() == defaults
+
+    def test_of_the_readme_are_settings(self) -> None:
+        table = section("README.md", "Settings")
+        assert set(re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE)) <= self.NAMES
 
     def test_of_the_example_are_refused_until_the_secret_is_replaced(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -33,6 +33,8 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module or "")
+    # It knows of text alone, and so settings.py may use it.
+    names.discard("kit.values")
     return {name.partition(".")[0] for name in names} & LEVELS.keys()
 
 

@@ -344,6 +344,8 @@ class Gate:
         await publish(server, reader, writer)
 
 
+# What an operator must know besides the status.
+MORE_IN_THE_LOG: Final = {404: ": set BETTER_AUTH_JWKS_URL if", 302: ", Location: http://"}
 TEN_MEGABYTES: Final = b" " * 10 * 1024 * 1024
 
 # Wherever it can be, the good key set is in it, so that nothing but the flaw speaks against it.
@@ -1326,6 +1328,9 @@ class TestOutage:
         [_, end] = said(caplog)
         assert end.startswith("over after")
         assert "over" not in beginning
+        assert f" {server.origin}/api/auth/jwks: " in beginning
+        for status, more in MORE_IN_THE_LOG.items():
+            assert (f"status {status}" in beginning) <= (more in beginning)
         assert not [part for part in token.split(".") if part in caplog.text]
 
     @pytest.mark.usefixtures("haste")

@@ -8,6 +8,7 @@ import string
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import cache
+from typing import Any
 
 import httpx
 import jwt
@@ -74,6 +75,39 @@ class TestTwoSecrets:
         async with open_verifier(get_settings()):
             assert ("BETTER_AUTH_SECRET_PREVIOUS" in caplog.text) == changing
         assert SECRET not in caplog.text
+
+
+ISSUER = "BETTER_AUTH_ISSUER"
+AUDIENCE = "BETTER_AUTH_AUDIENCE"
+
+
+@pytest.mark.parametrize(
+    ("variables", "members", "good"),
+    [
+        # What follows from the URL alone is for published keys only.
+        ({"BETTER_AUTH_URL": "https://a.example"}, {"iss": "b", "aud": "c"}, True),
+        ({ISSUER: "a, b"}, {"iss": "b", "aud": "c"}, True),
+        ({ISSUER: "a, b"}, {}, True),
+        ({ISSUER: "a, b"}, {"iss": "c"}, False),
+        ({AUDIENCE: "a,b"}, {"iss": "c", "aud": "b"}, True),
+        ({AUDIENCE: "a,b"}, {"aud": ["c", "b"]}, True),
+        ({AUDIENCE: "a,b"}, {"aud": ["c", {}]}, False),
+    ],
+)
+async def test_of_a_shared_secret_name_whom_the_settings_name(
+    variables: dict[str, str],
+    members: dict[str, Any],
+    good: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    async with open_verifier(get_settings()) as verifier:
+        if good:
+            assert (await verifier.claims(sign("alice", **members)))["sub"] == "alice"
+        else:
+            with pytest.raises(InvalidToken, match="of another issuer or audience"):
+                await verifier.claims(sign("alice", **members))
 
 
 BASE64URL = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"

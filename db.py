@@ -5,7 +5,7 @@ How either works is told in kit/database/.
 """
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -15,6 +15,7 @@ from kit.database import database as machinery
 from kit.database.database import Database, Session
 from kit.database.execute import Statement
 from kit.database.failures import DRIVER_ERRORS
+from kit.disconnect import EndsWithClient
 from kit.errors import DatabaseUnavailable
 from models import TASK_TABLE
 from settings import Settings
@@ -57,18 +58,21 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     reads = request.method in _READING
     database = primary.for_reading() if reads else primary
     session = Session(database, primary, reads=reads)
-    async with database.line(reads=reads):
-        try:
-            yield session
-            if session.has_begun:
-                await session.commit()
-                database.works()
-        except DRIVER_ERRORS as error:
-            database.note(error)
-            raise
-        finally:
-            if session.has_begun:
-                await session.close()
+    # What a client asked to be read is of no use when it has left.
+    ends_with_client = EndsWithClient(request) if reads else nullcontext()
+    with ends_with_client:
+        async with database.line(reads=reads):
+            try:
+                yield session
+                if session.has_begun:
+                    await session.commit()
+                    database.works()
+            except DRIVER_ERRORS as error:
+                database.note(error)
+                raise
+            finally:
+                if session.has_begun:
+                    await session.close()
 
 
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]

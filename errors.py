@@ -6,8 +6,11 @@ ServiceError              kit/errors.py, with the errors that any endpoint can r
 ├── TooManyTags           400
 ├── TaskNotFound          404
 ├── TaskLimitReached      409
-└── PreconditionFailed    412
+├── PreconditionFailed    412
+└── SearchTooSlow         503
 """
+
+import logging
 
 from kit.errors import ServiceError
 
@@ -51,3 +54,11 @@ class PreconditionFailed(ServiceError):
         super().__init__(reason)
         if etag is not None:
             self.headers = {"ETag": etag}
+
+
+class SearchTooSlow(ServiceError):
+    """The search did not end within DATABASE_STATEMENT_TIMEOUT. Repeating it is in vain."""
+
+    status_code = 503
+    detail = "The search takes too long"
+    log_level = logging.WARNING

@@ -150,6 +150,10 @@ class StatementTimeout(DatabaseUnavailable):
     log_level = logging.WARNING
 
 
+class StatementTooSlow(StatementTimeout):
+    """A statement was cut off after DATABASE_STATEMENT_TIMEOUT."""
+
+
 class TooManyLongAnswers(Unavailable):
     """The process has as many bytes of long answers to send as it may hold."""
 

@@ -15,6 +15,7 @@ from db import SessionDep
 from errors import (
     InvalidCursor,
     PreconditionFailed,
+    SearchTooSlow,
     TaskLimitReached,
     TaskNotFound,
     TooManyTags,
@@ -137,7 +138,7 @@ async def _change(
 @router.get(
     "",
     response_model=list[TaskPublic],
-    responses=error_responses(InvalidCursor)
+    responses=error_responses(InvalidCursor, DatabaseUnavailable, SearchTooSlow)
     | invalid_input(
         "query",
         "sort",

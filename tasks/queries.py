@@ -4,7 +4,7 @@
 How a statement is run is told in kit/database/execute.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import cycle, islice
 from typing import Any, NamedTuple
@@ -42,7 +42,8 @@ from sqlalchemy.types import TypeEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from db import Statement
-from kit.database.execute import Row
+from errors import SearchTooSlow
+from kit.database.execute import Record, Row
 from kit.database.search import Word, holds
 from kit.database.sql import (
     UTCDateTime,
@@ -52,6 +53,7 @@ from kit.database.sql import (
     rfc3339,
     unless_key_is_known,
 )
+from kit.errors import StatementTooSlow
 from models import HAS_KEY, IS_DELETED, TASK_TABLE
 from schemas import Order, Sort
 from tasks.conditional import MAX_TAGS, Precondition
@@ -188,6 +190,17 @@ def _passes(of: Columns, name: str) -> ColumnElement[bool]:
     return or_(holds(of.title, word), holds(of.description, word))
 
 
+class _Search(Statement):
+    """A statement that looks for a word in each of a user's tasks."""
+
+    async def records(self, session: AsyncSession, **values: object) -> Sequence[Record]:
+        """As a Statement's; raises SearchTooSlow in addition."""
+        try:
+            return await super().records(session, **values)
+        except StatementTooSlow as error:
+            raise SearchTooSlow(str(error)) from error
+
+
 @cache
 def listing(sort: Sort, order: Order, *filters: str, goes_on: bool = False) -> Statement:
     """The tasks that pass filters; `part` of them at most, or all.
@@ -224,7 +237,8 @@ def listing(sort: Sort, order: Order, *filters: str, goes_on: bool = False) -> S
         .limit(_part)
         .subquery("found")
     )
-    return Statement(select(*_public(found.c, rfc3339)).order_by(*_ordered(found.c, sort, order)))
+    kind = _Search if "search" in filters else Statement
+    return kind(select(*_public(found.c, rfc3339)).order_by(*_ordered(found.c, sort, order)))
 
 
 LIST = listing("created_at", "desc")

@@ -67,6 +67,8 @@ ERRORS: dict[str, tuple[int, str, dict[str, str]]] = {
     "Unavailable": (503, "Service temporarily unavailable", RETRY),
     "DatabaseUnavailable": (503, "Service temporarily unavailable", RETRY),
     "StatementTimeout": (503, "Service temporarily unavailable", RETRY),
+    "StatementTooSlow": (503, "Service temporarily unavailable", RETRY),
+    "SearchTooSlow": (503, "The search takes too long", {}),
     "KeysUnavailable": (503, "Service temporarily unavailable", RETRY),
 }
 
@@ -138,7 +140,8 @@ class TestServiceErrors:
         [record] = [record for record in caplog.records if record.name == "tasks.errors"]
         assert record.getMessage() == f"{status} {detail}: the reason"
         # Of an outage its beginning and end are logged, not every request that meets it.
-        outage = status == 503 and name != "StatementTimeout"
+        slow = ("StatementTimeout", "StatementTooSlow", "SearchTooSlow")
+        outage = status == 503 and name not in slow
         level = logging.DEBUG if outage else logging.WARNING if status == 503 else logging.INFO
         assert record.levelno == level
         assert record.exc_info is None

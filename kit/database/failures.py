@@ -14,7 +14,13 @@ from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from kit.database.tls import NoTLS
-from kit.errors import DatabaseUnavailable, InvalidToken, ServiceError, StatementTimeout
+from kit.errors import (
+    DatabaseUnavailable,
+    InvalidToken,
+    ServiceError,
+    StatementTimeout,
+    StatementTooSlow,
+)
 
 # Not all of SQLAlchemyError: most of those are bugs.
 DRIVER_ERRORS = (
@@ -51,7 +57,7 @@ _REASONS = {
     "57": "the server is starting or stopping",
 }
 # These tell of one statement, and nothing of the database.
-_OF_ONE_STATEMENT = ("42P10", "55P03", "57014")
+_OF_ONE_STATEMENT = ("42P10", "55P03")
 # Two transactions could not both be done; the database rolled this one back. SQLite's is by code.
 _CONFLICTS = ("40001", "40P01", sqlite3.SQLITE_BUSY_SNAPSHOT)
 # SQLite's codes for a file that it can't read.
@@ -86,13 +92,15 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
         return None
     # The first line: what comes after it is asyncpg's advice.
     said = str(cause).partition("\n")[0]
-    of_one = (
+    kind = DatabaseUnavailable
+    if (
         type(cause) is TimeoutError
-        or state in _OF_ONE_STATEMENT
+        or state == "57014"
         or is_sqlite(cause, sqlite3.SQLITE_INTERRUPT)
-        or is_conflict(cause)
-    )
-    kind = StatementTimeout if of_one else DatabaseUnavailable
+    ):
+        kind = StatementTooSlow
+    elif state in _OF_ONE_STATEMENT or is_conflict(cause):
+        kind = StatementTimeout
     return kind(f"{reason.format(setting=setting)} ({type(cause).__name__}: {said})")
 
 

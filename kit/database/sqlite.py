@@ -79,7 +79,7 @@ class Connection(sqlite3.Connection):
         """All rows of one statement."""
         if not self._is_set_up:
             self.set_up()
-        rows: list[Any] = self.execute(sql, arguments).fetchall()
+        rows: list[Any] = self.cursor().execute(sql, arguments).fetchall()
         return rows
 
     def set_up(self) -> None:

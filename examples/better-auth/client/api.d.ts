@@ -447,7 +447,7 @@ export interface operations {
                     "application/json": components["schemas"]["InternalErrorBody"];
                 };
             };
-            /** @description Service temporarily unavailable */
+            /** @description Service temporarily unavailable; The search takes too long */
             503: {
                 headers: {
                     "Retry-After": components["headers"]["Retry-After"];

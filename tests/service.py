@@ -56,12 +56,15 @@ class Service:
         sources: Path = ROOT,
     ) -> None:
         self._log = folder / f"service-{secrets.token_hex(4)}.log"
-        common = {"PATH": os.environ["PATH"], "PYTHONPATH": str(sources), "LOG_FORMAT": "text"}
+        common = {"PATH": os.environ["PATH"], "LOG_FORMAT": "text", "PORT": "0"}
+        path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(sources))))
         command = ["serve"]
         if uvicorn is not None:
             command = ["uvicorn", "main:app", "--port", "0", *uvicorn]
         # A process group of its own, so that `kill` reaches workers too.
-        self.process = start(command, folder, {"PORT": "0", **common, **environment}, self._log)
+        self.process = start(
+            command, folder, {**common, **environment, "PYTHONPATH": path}, self._log
+        )
         self.port = 0
 
     def log(self) -> str:

@@ -51,12 +51,13 @@ class LongAnswers:
     def change(self, user_id: str, before: int, now: int) -> None:
         """A user's answer has another size. Raises TooManyLongAnswers if it is too large.
 
-        A first answer is never too large, so that each list can be sent.
+        A user's only answer may be larger than the bound, so that each list can be sent, but not
+        while another one is. For others, it then takes no more than the bound.
         """
-        of_user, of_all = self._users[user_id] - before, self.bytes - before
+        of_user = self._users[user_id] - before
         if now > before:
-            if _exceeds(of_user, now, self._per_user) or _exceeds(of_all, now, self._in_all):
-                reason = f"{of_all} bytes are in flight, {of_user} of them the same user's"
+            if not self._fits(user_id, of_user, now):
+                reason = f"{self.bytes} bytes are in flight, {of_user} of them the same user's"
                 self._outage.begins(reason)
                 raise TooManyLongAnswers(reason)
             self._outage.ends()
@@ -64,9 +65,12 @@ class LongAnswers:
         if not self._users[user_id]:
             del self._users[user_id]
 
-
-def _exceeds(others: int, size: int, bound: int) -> bool:
-    return others > 0 and others + size > bound
+    def _fits(self, user_id: str, of_user: int, size: int) -> bool:
+        others = [held for user, held in self._users.items() if user != user_id]
+        if of_user + size > self._per_user and (of_user or max(others, default=0) > self._per_user):
+            return False
+        taken = [min(held, self._per_user) for held in (*others, of_user + size)]
+        return not others or sum(taken) <= self._in_all
 
 
 class Share:

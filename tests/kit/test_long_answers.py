@@ -39,14 +39,22 @@ class TestShare:
         shares.clear()
         assert answers.bytes == 0
 
-    def test_of_one_alone_may_have_any_size(self) -> None:
+    def test_of_one_list_may_have_any_size(self) -> None:
         answers = LongAnswers(per_user=10, in_all=25)
         whole = answers.share("alice")
         whole.resize(100)
         whole.resize(200)
         with pytest.raises(TooManyLongAnswers):
-            answers.share("bob").resize(1)
-        assert answers.bytes == 200
+            answers.share("alice").resize(1)
+        with pytest.raises(TooManyLongAnswers):
+            answers.share("bob").resize(11)
+        # For others, it takes no more than a user may have.
+        shares = [answers.share(user) for user in ("bob", "carol")]
+        shares[0].resize(10)
+        shares[1].resize(5)
+        with pytest.raises(TooManyLongAnswers):
+            answers.share("dave").resize(1)
+        assert answers.bytes == 215
 
 
 class TestLongAnswer:

@@ -178,6 +178,7 @@ function editor(task) {
     $(".theirs-description", li).textContent = current.description ?? "";
     $(".conflict", li).hidden = false;
     $(".save", li).textContent = "Save mine";
+    $(".conflict", li).scrollIntoView({ block: "center" }); // Above the message.
   };
   $(".theirs", li).addEventListener("click", () => {
     close(task);

@@ -20,19 +20,24 @@ from benchmarks import ROOT, proc
 from benchmarks.operations import Request, authorization
 
 # Seconds a start may take.
-PATIENCE = 30.0
-_UVICORN = (sys.executable, "-m", "uvicorn", "--port", "{port}")
+PATIENCE = 60.0
+# The baselines have an environment of their own (install.sh), with httptools, and so have releases
+# before this service did without.
+BASELINES = str(ROOT / "benchmarks/.venv/bin/python")
+_UVICORN = (BASELINES, "-m", "uvicorn", "--port", "{port}")
 
 
 class Contestant(NamedTuple):
-    """`command` may name the `{port}`, which is in the environment as well."""
+    """`command` may name the `{port}`, which is in the environment as well; `sources` is where
+    Python finds its modules.
+    """
 
     name: str
     command: tuple[str, ...]
+    sources: Path = ROOT
 
 
-# As its README starts it, but for the folder it is started from.
-OURS = Contestant("this service", (*_UVICORN, "main:app", "--app-dir", str(ROOT)))
+OURS = Contestant("this service", (sys.executable, "-m", "serve"))
 USUAL = Contestant("the usual way", (*_UVICORN, "usual:app", "--app-dir", str(ROOT / "benchmarks")))
 FASTIFY = Contestant("Fastify + pg", ("node", str(ROOT / "benchmarks/fastify/server.js")))
 FLOOR = Contestant("the floor", (*_UVICORN, "floor:app", "--app-dir", str(ROOT / "benchmarks")))
@@ -73,7 +78,7 @@ class Client:
 class Running:
     """A started contestant: its first process, its port, and a log with a line for each request."""
 
-    def __init__(self, contestant: Contestant, folder: Path, url: str, *arguments: str) -> None:
+    def __init__(self, contestant: Contestant, folder: Path, url: str, **environment: str) -> None:
         self.name = contestant.name
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -81,21 +86,23 @@ class Running:
         self._log = folder / f"{self.port}.log"
         command = [part.format(port=self.port) for part in contestant.command]
         environment = {
+            "PYTHONPATH": str(contestant.sources),
             "PATH": os.environ["PATH"],
             "BETTER_AUTH_SECRET": SECRET,
             "DATABASE_URL": url,
             "NODE_ENV": "production",
             "PORT": str(self.port),
+            **environment,
         }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, *arguments],
+                command,
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A group of its own, so that `kill` reaches uvicorn's workers too.
+                # A group of its own, so that `kill` reaches workers too.
                 process_group=0,
             )
 
@@ -142,13 +149,13 @@ class Running:
 
 @contextmanager
 def running(
-    contestants: Sequence[Contestant], folder: Path, url: str, *arguments: str
+    contestants: Sequence[Contestant], folder: Path, url: str, **environment: str
 ) -> Iterator[list[Running]]:
     """All of them, from their first answers to their ends by force."""
     started: list[Running] = []
     try:
         for contestant in contestants:
-            started.append(Running(contestant, folder, url, *arguments))
+            started.append(Running(contestant, folder, url, **environment))
         for server in started:
             server.wait()
         yield started

@@ -19,11 +19,12 @@ async def environment(database: Database, command: str) -> dict[str, str]:
     versions = {
         "Python": python_version(),
         "PostgreSQL": await database.value("SHOW server_version"),
-        **{name: version(name.lower()) for name in ("FastAPI", "SQLModel", "asyncpg", "uvicorn")},
-        "Fastify": json.loads(fastify.read_text())["version"],
-        "Node": _said("node", "--version").removeprefix("v"),
+        **{name: version(name.lower()) for name in ("FastAPI", "SQLModel", "asyncpg", "Granian")},
         "wrk": _said("wrk", "--version").split()[1].removeprefix("debian/"),
     }
+    if fastify.exists():
+        versions["Fastify"] = json.loads(fastify.read_text())["version"]
+        versions["Node"] = _said("node", "--version").removeprefix("v")
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": f"{os.cpu_count()} cores of {_processor()}",

@@ -35,8 +35,8 @@ def busy() -> float:
 
 
 def peak_memory(pid: int) -> float:
-    """The most that a process without children has had in memory, in MiB."""
-    return _kib(pid, "status", "VmHWM") / 1024
+    """The most that one process of these has had in memory, in MiB."""
+    return max(_kib(member, "status", "VmHWM") for member in family(pid)) / 1024
 
 
 def memory(pid: int) -> float:

@@ -43,7 +43,7 @@ async def measure_workers(load: Load, database: Database, folder: Path, rounds: 
     urls = {count: f"{database.url}?application_name=workers-{count}" for count in results.runs}
     with (
         running([OURS], folder, urls[1]) as [one],
-        running([OURS], folder, urls[WORKERS], "--workers", str(WORKERS)) as [several],
+        running([OURS], folder, urls[WORKERS], WORKERS=str(WORKERS)) as [several],
     ):
         servers = {1: one, WORKERS: several}
         for server in servers.values():

@@ -119,11 +119,11 @@ def task_api(*, port: int, origin: str, database_url: str, secret: str, folder: 
         "BETTER_AUTH_URL": origin,
         "ALLOWED_ORIGINS": origin,
     }
-    command = [sys.executable, "-m", "uvicorn", "main:app", "--app-dir", str(ROOT)]
+    environment |= {"PYTHONPATH": str(ROOT), "PORT": str(port)}
     return Server(
         f"http://127.0.0.1:{port}",
         "/health",
-        [*command, "--port", str(port)],
+        [sys.executable, "-m", "serve"],
         folder,
         environment,
         folder / "api.log",

@@ -2,8 +2,6 @@
 """What clients send and see: request bodies, the parts of a path, a task."""
 
 import re
-from collections.abc import Iterable, Sequence
-from json.encoder import encode_basestring as _json
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import Path
@@ -23,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from kit.database.sql import Instant
+from kit.json_rows import json_writer
 from kit.paths import CONTROLS, USER_ID_LENGTH, OrAbsent, decode_user_id
 from models import DESCRIPTION_LENGTH, TITLE_LENGTH
 
@@ -212,20 +211,8 @@ class TaskPublic(BaseModel):
     )
 
 
-def tasks_json(records: Iterable[Sequence[Any]]) -> bytes:
-    """The JSON array of tasks whose columns come in the order of TaskPublic's members.
-
-    The same bytes as pydantic makes of dicts, which takes twice as long and the dicts once more.
-    Their times are models.rfc3339's, in which there is nothing to escape.
-    """
-    tasks = [
-        f'{{"id":{task_id},"user_id":{_json(user_id)},"title":{_json(title)},'
-        f'"description":{"null" if description is None else _json(description)},'
-        f'"completed":{"true" if completed else "false"},'
-        f'"created_at":"{created_at}","updated_at":"{updated_at}"}}'
-        for task_id, user_id, title, description, completed, created_at, updated_at in records
-    ]
-    return f"[{','.join(tasks)}]".encode()
+# Rows whose columns come in the order of TaskPublic's members, as a JSON array.
+tasks_json = json_writer(TaskPublic)
 
 
 def _user_id(user_id: str) -> str:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from sqlmodel.sql.sqltypes import AutoString
 
 from db import open_database
+from kit.database.sql import UTCDateTime
 from kit.database.tables import VERSION_TABLE, versions
 from models import TASK_TABLE
 from settings import get_settings
@@ -29,9 +30,11 @@ def _number(_context: Any, _revision: Any, directives: list[Any]) -> None:
 
 
 def _render(kind: str, item: Any, _context: Any) -> str | Literal[False]:
-    """A plain `str` of SQLModel's as the `String` that it is."""
+    """The types of SQLModel and of this service as those of SQLAlchemy that they stand for."""
     if kind == "type" and isinstance(item, AutoString):
         return f"sa.String({item.length or ''})"
+    if kind == "type" and isinstance(item, UTCDateTime):
+        return "sa.DateTime(timezone=True)"
     return False
 
 

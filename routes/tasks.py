@@ -73,7 +73,9 @@ from tasks.queries import (
     GET,
     UPDATE,
     Change,
+    created_values,
     listing,
+    updated_values,
 )
 
 router = APIRouter(
@@ -195,9 +197,7 @@ async def create_task(
     """Add a task; with an Idempotency-Key, one for all requests that have it."""
     values: dict[str, Any] = {
         "owner": user_id,
-        "new_title": body.title,
-        "new_description": body.description,
-        "new_completed": body.completed,
+        **created_values(body),
         "now": utc_now(),
     }
     counted = limit.must_count(user_id)
@@ -257,10 +257,7 @@ async def update_task(
         UPDATE,
         owner=user_id,
         task_id=task_id,
-        new_title=body.get("title"),
-        describe="description" in body,
-        new_description=body.get("description"),
-        new_completed=body.get("completed"),
+        **updated_values(body),
         now=utc_now(),
     )
     return _task(row)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Boolean,
+    Column,
     ColumnElement,
     Delete,
     Insert,
@@ -29,6 +31,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal,
     literal_column,
     not_,
     or_,
@@ -55,7 +58,7 @@ from kit.database.sql import (
 )
 from kit.errors import StatementTooSlow
 from models import HAS_KEY, IS_DELETED, TASK_TABLE
-from schemas import Order, Sort
+from schemas import Order, Sort, TaskCreate, TaskPublic, TaskUpdate
 from tasks.conditional import MAX_TAGS, Precondition
 
 _task = TASK_TABLE.c
@@ -66,24 +69,21 @@ type Columns = ReadOnlyColumnCollection[str, Any]
 def _public(
     of: Columns, instant: Callable[[ColumnElement[Any]], ColumnElement[Any]]
 ) -> tuple[ColumnElement[Any], ...]:
-    """A task as clients see it: rows of these columns are JSON without another word."""
-    return (
-        of.id,
-        of.user_id,
-        of.title,
-        of.description,
-        of.completed,
-        instant(of.created_at).label("created_at"),
-        instant(of.updated_at).label("updated_at"),
+    """A task as clients see it: rows of these columns are JSON as they come."""
+    columns = [of[name] for name in TaskPublic.model_fields]
+    return tuple(
+        instant(column).label(column.key) if isinstance(column.type, UTCDateTime) else column
+        for column in columns
     )
 
 
 _selected = _public(_task, rfc3339)
 _returned = _public(_task, returned_rfc3339)
 _now = bindparam("now", type_=UTCDateTime())
-_new_title = bindparam("new_title", type_=String())
-_new_description = bindparam("new_description", type_=String())
-_new_completed = bindparam("new_completed", type_=Boolean())
+
+
+def _new_value(name: str) -> BindParameter[Any]:
+    return bindparam(f"new_{name}", type_=_task[name].type)
 
 
 _owner = _task.user_id == bindparam("owner")
@@ -241,12 +241,27 @@ def listing(sort: Sort, order: Order, *filters: str, goes_on: bool = False) -> S
     return kind(select(*_public(found.c, rfc3339)).order_by(*_ordered(found.c, sort, order)))
 
 
+# The binds of what bodies name, by the members of their schemas.
+_CREATED = {name: f"new_{name}" for name in TaskCreate.model_fields}
+_UPDATED = {name: f"new_{name}" for name in TaskUpdate.__annotations__}
+_NULLABLE = {name: f"sets_{name}" for name in _UPDATED if _task[name].nullable}
+
+
+def created_values(body: TaskCreate) -> dict[str, Any]:
+    """For CREATE and its variants."""
+    return {bind: getattr(body, name) for name, bind in _CREATED.items()}
+
+
+def updated_values(body: TaskUpdate) -> dict[str, Any]:
+    """For UPDATE."""
+    values = {bind: body.get(name) for name, bind in _UPDATED.items()}
+    return values | {flag: name in body for name, flag in _NULLABLE.items()}
+
+
 LIST = listing("created_at", "desc")
 _new: dict[str, Any] = {
     "user_id": bindparam("owner", type_=Text()),
-    "title": _new_title,
-    "description": _new_description,
-    "completed": _new_completed,
+    **{name: _new_value(name) for name in TaskCreate.model_fields},
     "created_at": _now,
     "updated_at": _now,
 }
@@ -288,25 +303,41 @@ CREATE_WITHIN = _create(_room.c.tasks < _limit)
 CREATE_ONCE = _create_once()
 CREATE_ONCE_WITHIN = _create_once(or_(_room.c.tasks < _limit, _is_known))
 GET = Statement(select(*_selected).where(_this_task))
-# A NULL title or completed stands for "as it is"; a description may be set to NULL, hence the flag.
-_updated: dict[str, ColumnElement[Any]] = {
-    "title": func.coalesce(_new_title, _task.title),
-    "description": case(
-        (bindparam("describe", type_=Boolean()), _new_description), else_=_task.description
-    ),
-    "completed": func.coalesce(_new_completed, _task.completed),
-}
+
+
+def _changed_value(name: str) -> ColumnElement[Any]:
+    """What an UPDATE makes of a column: its bind, or the old value if the body lacks the member."""
+    column, value = _task[name], _new_value(name)
+    if not column.nullable:
+        return func.coalesce(value, column)
+    # Here NULL is a value, so that a flag says whether the body has the member.
+    return case((bindparam(f"sets_{name}", type_=Boolean()), value), else_=column)
+
+
 _completed: dict[str, ColumnElement[Any]] = {
-    "completed": func.coalesce(_new_completed, not_(_task.completed))
+    "completed": func.coalesce(_new_value("completed"), not_(_task.completed))
 }
-UPDATE = _update(_updated)
+UPDATE = _update({name: _changed_value(name) for name in _UPDATED})
 COMPLETE = _update(_completed)
+
+
+def _emptied(column: Column[Any]) -> Any:
+    """The value that tells nothing of the task that was there."""
+    if column.nullable:
+        return None
+    # A column of another type than text has a default in the database: its migration needed one.
+    default = getattr(column.server_default, "arg", "")
+    return literal(default).cast(column.type) if isinstance(default, str) else default
+
+
 # A task that was made with a key is kept for it, emptied, until the bind `expired`: D30.
 _expired = _task.created_at < bindparam("expired", type_=UTCDateTime())
 DELETE = _change(delete(TASK_TABLE).where(or_(not_(HAS_KEY), _expired)), _task.id)
 EMPTY = _change(
     update(TASK_TABLE).values(
-        title="", description=None, completed=False, updated_at=_now, deleted_at=_now
+        **{name: _emptied(_task[name]) for name in TaskCreate.model_fields},
+        updated_at=_now,
+        deleted_at=_now,
     ),
     _task.deleted_at,
 )

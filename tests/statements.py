@@ -39,7 +39,7 @@ VALUES = {
     "new_title": "changed",
     "new_description": "changed",
     "new_completed": True,
-    "describe": True,
+    "sets_description": True,
     "now": utc_now(),
     "task_limit": 100,
     **{f"version_{n}": utc_now() for n in range(MAX_TAGS)},

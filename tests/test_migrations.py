@@ -155,10 +155,60 @@ def served(folder: Path, sources: Path, url: str) -> AbstractContextManager[Serv
     return running(Service(folder, environment, sources=sources))
 
 
-FIELD = """    completed: bool = Field(
-"""
-NEW_FIELD = """    colour: str = Field(default="", sa_column_kwargs={"server_default": ""})
-"""
+# What CLAUDE.md's recipe for a column says: where, and what is added in front.
+COLUMN = {
+    "models.py": [
+        (
+            "    # The columns have the defaults,",
+            """    colour: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    priority: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    due_at: Instant | None = Field(default=None, sa_column=Column(UTCDateTime))
+""",
+        )
+    ],
+    "schemas.py": [
+        (
+            "class TaskUpdate(",
+            """class TaskCreate(TaskCreate):
+    colour: Annotated[str, StringConstraints(max_length=20)] = ""
+    priority: int = 0
+    due_at: AwareDatetime | None = None
+
+
+""",
+        ),
+        (
+            "class TaskCompletion(",
+            """class TaskUpdate(TaskUpdate, total=False):
+    colour: str
+    priority: int
+    due_at: AwareDatetime | None
+
+
+""",
+        ),
+        (
+            "# Rows whose columns come in the order",
+            """class TaskPublic(TaskPublic):
+    colour: str
+    priority: int
+    due_at: Instant | None
+
+
+""",
+        ),
+        ("    BeforeValidator,", "    AwareDatetime,\n"),
+    ],
+}
+
+
+def edit(sources: Path, edits: dict[str, list[tuple[str, str]]]) -> None:
+    for name, insertions in edits.items():
+        text = (sources / name).read_text()
+        for before, added in insertions:
+            assert text.count(before) == 1, before
+            text = text.replace(before, added + before)
+        (sources / name).write_text(text)
 
 
 class TestRecipe:
@@ -176,10 +226,7 @@ class TestRecipe:
         with served(tmp_path, sources, empty_url) as service:
             async with service.client() as http:
                 await Caller(http, "alice").add()
-        models = sources / "models.py"
-        before, field, after = models.read_text().rpartition(FIELD)
-        assert field
-        models.write_text(before + NEW_FIELD + field + after)
+        edit(sources, COLUMN)
         made = alembic(empty_url, *self.command(), sources=sources)
         assert made.returncode == 0, made.stdout
         number = f"{len(versions()) + 1:04}"
@@ -189,12 +236,46 @@ class TestRecipe:
             with served(tmp_path, sources, empty_url) as service:
                 async with service.client() as http:
                     assert (await http.get("/health/ready")).status_code == 200
-                    assert len((await Caller(http, "alice").get()).json()) == 1
+                    alice = Caller(http, "alice")
+                    assert len((await alice.get()).json()) == 1
+                    if start == "second":
+                        await self.assert_columns_are_like_any_other(alice)
                 assert "newer version" not in service.log(), start
-        assert await stored(empty_url, "SELECT colour FROM task") == [""]
+        # Of a deleted task that is kept for its key, nothing is left.
+        colours = "SELECT colour FROM task ORDER BY id"
+        assert await stored(empty_url, colours) == ["", "", "", "red"]
         assert await stored(empty_url, "SELECT version_num FROM task_schema") == [number]
         checked = alembic(empty_url, "check", sources=sources)
         assert checked.returncode == 0, checked.stdout
+
+    async def assert_columns_are_like_any_other(self, alice: Caller) -> None:
+        [old] = (await alice.get()).json()
+        assert (old["colour"], old["priority"], old["due_at"]) == ("", 0, None)
+        body = {"title": "t", "colour": "red", "priority": 2, "due_at": "2026-05-06T07:08:09+02:00"}
+        shown = {**body, "due_at": "2026-05-06T05:08:09.000000Z"}
+        key = {"Idempotency-Key": "k"}
+        made = [await alice.post(body, headers=key) for _ in range(2)]
+        assert [response.status_code for response in made] == [201, 201]
+        task = made[0].json()
+        assert task.items() >= shown.items()
+        assert made[1].json() == task
+        for change in ({"colour": "blue"}, {"priority": 3}, {"due_at": None}):
+            other = await alice.post(body | change, headers=key)
+            assert other.status_code == 422, change
+        path = f"/{task['id']}"
+        assert (await alice.get(path)).json() == task
+        assert (await alice.get()).json() == [task, old]
+        assert (await alice.put(path, {})).json() == task
+        for change in ({"colour": "blue"}, {"priority": 3}, {"due_at": None}):
+            changed = (await alice.put(path, change)).json()
+            assert changed["updated_at"] > task["updated_at"]
+            assert changed == task | change | {"updated_at": changed["updated_at"]}
+            task = changed
+        assert (
+            await alice.post({"title": "t"}, headers={"Idempotency-Key": "l"})
+        ).status_code == 201
+        assert (await alice.delete(path)).status_code == 204
+        await alice.add("kept", colour="red")
 
 
 BUG = """

@@ -82,14 +82,18 @@ class RFC3339(TypeDecorator[str]):
         self,
         dialect: Dialect,
         coltype: object,  # noqa: ARG002  # A part of the interface.
-    ) -> Callable[[datetime | None], str] | None:
+    ) -> Callable[[datetime | None], str | None] | None:
         # In place of process_result_value, around which SQLAlchemy puts a function of its own.
-        return None if dialect.name == "sqlite" else rfc3339_text
+        return None if dialect.name == "sqlite" else _text_or_null
 
 
-def rfc3339_text(instant: datetime | None) -> str:
+def _text_or_null(instant: datetime | None) -> str | None:
+    return None if instant is None else rfc3339_text(instant)
+
+
+def rfc3339_text(instant: datetime) -> str:
     """The instant as clients see it: UTC with six digits of a second."""
-    if instant is None or instant.tzinfo is None:  # Infinity, to which asyncpg gives no zone.
+    if instant.tzinfo is None:  # Infinity, to which asyncpg gives no zone.
         return ""
     # Without its zone it is written in two thirds of the time.
     return f"{instant.astimezone(UTC).replace(tzinfo=None).isoformat('T', 'microseconds')}Z"
@@ -108,7 +112,8 @@ class rfc3339(FunctionElement[str]):  # named as a SQL function would be
 
     Written by the database, which spares the service to take it apart and put it together again.
     For the years 1 to 9999. What is no instant, PostgreSQL's infinity among it, is an empty text:
-    of that no client makes a date, while JavaScript makes 1970 of null.
+    of that no client makes a date, while JavaScript makes 1970 of null. In a nullable column it is
+    NULL. (SQLite 3.40 takes IS NULL in a RETURNING to be false, so no CASE decides on that here.)
     """
 
     type = String()
@@ -119,7 +124,7 @@ class rfc3339(FunctionElement[str]):  # named as a SQL function would be
 def _rfc3339_postgresql(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
     instant = compiler.process(element.clauses, **kw)
     written = f"to_char({instant} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
-    return f"coalesce({written}, '')"
+    return _never_null(element, written)
 
 
 # For GLOB.
@@ -131,11 +136,18 @@ def _rfc3339_sqlite(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
     instant = compiler.process(element.clauses, **kw)
     # UTCDateTime's form, or any other that SQLite understands, such as an older service may have
     # written: its own function knows them, but only milliseconds, and makes NULL of any other text.
-    return (
-        f"coalesce(CASE WHEN {instant} GLOB '{_UTC_DATE_TIME}' "
+    return _never_null(
+        element,
+        f"CASE WHEN {instant} GLOB '{_UTC_DATE_TIME}' "
         f"THEN replace({instant}, ' ', 'T') "
-        f"ELSE strftime('%Y-%m-%dT%H:%M:%f', {instant}) || '000' END || 'Z', '')"
+        f"ELSE strftime('%Y-%m-%dT%H:%M:%f', {instant}) || '000' END || 'Z'",
     )
+
+
+def _never_null(element: FunctionElement[str], written: str) -> str:
+    """An empty text for NULL, unless NULL is a value that the column may have."""
+    [instant] = element.clauses
+    return written if getattr(instant, "nullable", False) else f"coalesce({written}, '')"
 
 
 class returned_rfc3339(FunctionElement[str]):  # as the SQL function of which it is a variant

@@ -27,6 +27,7 @@ from middleware.auth import verify_user_access
 from routes import health, tasks
 from settings import get_settings
 from tasks.limits import TaskLimit
+from tasks.tombstones import Tombstones
 
 logger = logging.getLogger("tasks.settings")
 
@@ -46,12 +47,13 @@ async def lifespan(app: TaskAPI) -> AsyncIterator[None]:
             app.state.token_verifier = token_verifier
             app.state.database = database
             app.state.task_limit = TaskLimit(database)
+            app.state.tombstones = Tombstones(database)
             app.state.long_answers = LongAnswers()
             await keep_tables(database)
             try:
                 yield
             finally:
-                del app.state.long_answers, app.state.task_limit
+                del app.state.long_answers, app.state.tombstones, app.state.task_limit
                 del app.state.database, app.state.token_verifier
 
 

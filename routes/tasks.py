@@ -4,7 +4,6 @@
 Who may call them is decided in middleware/auth.py. What they are made of is in tasks/.
 """
 
-from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -69,7 +68,6 @@ from tasks.queries import (
     CREATE_WITHIN,
     DELETE,
     EMPTY,
-    FORGET,
     GET,
     UPDATE,
     Change,
@@ -77,6 +75,7 @@ from tasks.queries import (
     listing,
     updated_values,
 )
+from tasks.tombstones import Tombstones, tombstones
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
@@ -271,19 +270,17 @@ async def update_task(
 async def delete_task(
     user_id: UserId,
     task_id: TaskId,
+    kept: Annotated[Tombstones | None, Depends(tombstones)],
     session: SessionDep,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatchOfWrite = None,
 ) -> Response:
     """Remove a task for good."""
     now = utc_now()
-    expired = now - KEY_LIFETIME
-    values = {"owner": user_id, "task_id": task_id, "now": now, "expired": expired}
+    values = {"owner": user_id, "task_id": task_id, "now": now, "expired": now - KEY_LIFETIME}
     row = await _change(session, if_match, if_none_match, DELETE, EMPTY, **values)
-    if "deleted_at" in row:
-        # It leaves a row behind, so this is the time to clear away those of earlier days.
-        with suppress(DatabaseUnavailable):
-            await FORGET.rows(session, owner=user_id, expired=expired)
+    if "deleted_at" in row and kept is not None:
+        kept.add(user_id)
     return Response(status_code=204)
 
 

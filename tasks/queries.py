@@ -341,4 +341,23 @@ EMPTY = _change(
     ),
     _task.deleted_at,
 )
-FORGET = Statement(delete(TASK_TABLE).where(_owner, IS_DELETED, _expired).returning(_task.id))
+# Tombstones of a user that have expired, and the oldest ones beyond the bind `bound`.
+CLEARED_AT_A_TIME = 500
+_beyond_bound = (
+    select(_task.created_at)
+    .where(_owner, IS_DELETED)
+    .order_by(desc(_task.created_at))
+    .limit(1)
+    .offset(bindparam("bound", type_=BigInteger()))
+    .scalar_subquery()
+)
+_to_clear = (
+    select(_task.id)
+    .where(_owner, IS_DELETED, or_(_expired, _task.created_at <= _beyond_bound))
+    .order_by(_task.created_at)
+    .limit(CLEARED_AT_A_TIME)
+)
+CLEAR = Statement(
+    delete(TASK_TABLE).where(_owner, IS_DELETED, _task.id.in_(_to_clear)).returning(_task.id),
+    repeatable=True,
+)

@@ -53,6 +53,7 @@ VALUES = {
     "idempotency_key": "a key",
     "idempotency_mark": bytes(24),
     "expired": utc_now(),
+    "bound": 100,
 }
 
 _POSTGRESQL = make_url("postgresql+asyncpg://").get_dialect()()

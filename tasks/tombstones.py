@@ -1,0 +1,116 @@
+# [Task]: T091 [From]: specs/requirements.md
+"""Tombstones: what a deleted task leaves behind so that its Idempotency-Key stays known.
+
+A user may have as many as tasks. What is beyond that or has expired is cleared in the background.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+
+from fastapi import Request
+from sqlalchemy import String, bindparam, func, select
+
+from db import Statement
+from kit.database.database import Database, Session
+from kit.database.execute import Record
+from kit.database.sql import UTCDateTime, utc_now
+from kit.errors import DatabaseUnavailable
+from models import IS_DELETED, TASK_TABLE
+from tasks.idempotency import KEY_LIFETIME
+from tasks.limits import MAX_USERS, SHARES
+from tasks.queries import ALL, CLEAR, CLEARED_AT_A_TIME
+
+# Seconds between two sweeps of one process, give or take a half, so that processes take turns.
+SWEEP_INTERVAL = 3600.0
+# Seconds between two steps of a sweep.
+STEP_INTERVAL = 1.0
+# Users that one step looks at.
+STEP = 100
+
+_user = TASK_TABLE.c.user_id
+# The one statement that names no user. It reads the index of tombstones where the last one ended.
+NEXT_USERS = Statement(
+    select(
+        _user,
+        (func.min(TASK_TABLE.c.created_at) < bindparam("expired", type_=UTCDateTime())).label(
+            "has_expired"
+        ),
+    )
+    .where(IS_DELETED, _user > bindparam("after", type_=String()))
+    .group_by(_user)
+    .order_by(_user)
+    .limit(STEP)
+)
+
+
+class Tombstones:
+    """Counts them as they are made, and clears them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._bound = database.settings.tasks_per_user or ALL
+        # Each process may leave so many of a user before it clears.
+        self._unchecked = max(1, self._bound // SHARES)
+        self._made: Counter[str] = Counter()
+        self._clearing: set[str] = set()
+        self._after = ""
+        self._next_step = time.monotonic() + random.uniform(0, SWEEP_INTERVAL)  # noqa: S311
+        # An answer shows that the database is awake: a sweep wakes no suspended one.
+        database.when_awake.append(self._sweep_if_due)
+
+    def add(self, user_id: str) -> None:
+        """The user has one more."""
+        if len(self._made) >= MAX_USERS:
+            self._made.clear()
+        self._made[user_id] += 1
+        if self._made[user_id] >= self._unchecked and user_id not in self._clearing:
+            del self._made[user_id]
+            self._database.in_background(self._clear(user_id))
+
+    def _sweep_if_due(self) -> None:
+        if time.monotonic() >= self._next_step:
+            self._next_step = float("inf")
+            self._database.in_background(self._step())
+
+    async def _step(self) -> None:
+        wait = SWEEP_INTERVAL * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+        try:
+            if await self.sweep():
+                wait = STEP_INTERVAL
+        finally:
+            self._next_step = time.monotonic() + wait
+
+    async def sweep(self) -> bool:
+        """Clear what has expired of the next users; whether there are more of them."""
+        expired = utc_now() - KEY_LIFETIME
+        users = await self._run(NEXT_USERS, after=self._after, expired=expired)
+        self._after = users[-1][0] if len(users) == STEP else ""
+        for user_id, has_expired in users:
+            if has_expired:
+                await self._clear(user_id)
+        return bool(self._after)
+
+    async def _clear(self, user_id: str) -> None:
+        values = {"owner": user_id, "expired": utc_now() - KEY_LIFETIME, "bound": self._bound}
+        self._clearing.add(user_id)
+        try:
+            while len(await self._run(CLEAR, **values)) == CLEARED_AT_A_TIME:
+                pass
+        finally:
+            self._clearing.discard(user_id)
+
+    async def _run(self, statement: Statement, **values: object) -> Sequence[Record]:
+        """Take a turn like a request. Nothing is found where the database is away."""
+        with suppress(DatabaseUnavailable):
+            async with self._database.line(reads=False):
+                return await statement.records(Session(self._database), **values)
+        return []
+
+
+async def tombstones(request: Request) -> Tombstones | None:
+    """Those of the app's state; none where no lifespan was run."""
+    kept: Tombstones | None = getattr(request.app.state, "tombstones", None)
+    return kept

@@ -7,6 +7,7 @@ A body parameter of FastAPI's own would be read and parsed before that.
 import asyncio
 import json
 import re
+from contextlib import suppress
 from typing import Any
 
 from fastapi import Request
@@ -69,11 +70,19 @@ class OptionalJsonBody[T](JsonBody[T]):
         return self._parse(request, body) if body else None
 
 
+async def ignored_body(request: Request) -> None:
+    """A dependency of endpoints that take no body: Granian closes a connection whose body is not
+    read. Raises BodyLost or BodyTimeout.
+    """
+    with suppress(BodyTooLarge):
+        await _read(request)
+
+
 async def _read(request: Request) -> bytes:
     fields = dict(request.scope["headers"])
     is_chunked = b"transfer-encoding" in fields
     length = fields.get(b"content-length")
-    if length is None and not is_chunked and request.scope["http_version"] == "1.1":
+    if length is None and not is_chunked and request.scope["http_version"].startswith("1"):
         return b""  # RFC 9112 §6.3: there is none, so that there is nothing to wait for.
     declared = int(length[:20]) if length and length.isdigit() else 0
     if declared > MAX_BODY_BYTES:

@@ -162,12 +162,12 @@ def _fault(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
 def _is_host(value: bytes) -> bool:
     if value[:1] != b"[":
         return _NAME.fullmatch(value) is not None
-    address, _, port = value[1:].partition(b"]")
+    address, bracket, port = value[1:].partition(b"]")
     try:
         IPv6Address(address.decode())
     except ValueError:
         return False
-    return _PORT.fullmatch(port) is not None
+    return bool(bracket) and _PORT.fullmatch(port) is not None
 
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")

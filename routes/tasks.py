@@ -19,7 +19,7 @@ from errors import (
     TaskNotFound,
     TooManyTags,
 )
-from kit.body import JsonBody, OptionalJsonBody
+from kit.body import JsonBody, OptionalJsonBody, ignored_body
 from kit.database.sql import utc_now
 from kit.errors import (
     INTERNAL_ERROR,
@@ -95,8 +95,10 @@ router = APIRouter(
     generate_unique_id_function=operation_id,
 )
 
-# What a request with a body may meet.
-_OF_A_BODY = (BodyLost, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
+# What a request with a body may meet: one that is ignored, or one in JSON.
+_OF_ANY_BODY = (BodyLost, BodyTimeout)
+_OF_A_BODY = (*_OF_ANY_BODY, BodyTooLarge, UnsupportedMediaType)
+_IGNORED_BODY = [Depends(ignored_body)]
 
 create_body = JsonBody(TaskCreate)
 update_body = JsonBody(TaskUpdate)
@@ -135,11 +137,12 @@ async def _change(
     raise TaskNotFound
 
 
-@router.head("", include_in_schema=False)
+@router.head("", dependencies=_IGNORED_BODY, include_in_schema=False)
 @router.get(
     "",
+    dependencies=_IGNORED_BODY,
     response_model=list[TaskPublic],
-    responses=error_responses(InvalidCursor, DatabaseUnavailable, SearchTooSlow)
+    responses=error_responses(InvalidCursor, DatabaseUnavailable, SearchTooSlow, *_OF_ANY_BODY)
     | invalid_input(
         "query",
         "sort",
@@ -217,11 +220,14 @@ async def create_task(
     return _created(request, first_answer(row, body), **headers)
 
 
-@router.head("/{task_id}", include_in_schema=False)
+@router.head("/{task_id}", dependencies=_IGNORED_BODY, include_in_schema=False)
 @router.get(
     "/{task_id}",
+    dependencies=_IGNORED_BODY,
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound) | with_headers(200, "ETag") | not_modified("ETag"),
+    responses=error_responses(TaskNotFound, *_OF_ANY_BODY)
+    | with_headers(200, "ETag")
+    | not_modified("ETag"),
 )
 async def get_task(
     user_id: UserId, task_id: TaskId, session: SessionDep, if_none_match: IfNoneMatch = None
@@ -265,7 +271,8 @@ async def update_task(
 @router.delete(
     "/{task_id}",
     status_code=204,
-    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags),
+    dependencies=_IGNORED_BODY,
+    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags, *_OF_ANY_BODY),
 )
 async def delete_task(
     user_id: UserId,

@@ -242,7 +242,7 @@ class TestEveryOperation:
         assert start["status"] == (403 if bearer == "another user's" else 401)
 
     @pytest.mark.usefixtures("client")
-    async def test_reads_an_owner_s_body_where_it_takes_one(self, operation: str) -> None:
+    async def test_reads_an_owner_s_body(self, operation: str) -> None:
         chunks: list[Message] = [
             {"type": "http.request", "body": b'{"title":', "more_body": True},
             {"type": "http.request", "body": b"", "more_body": False},
@@ -252,14 +252,8 @@ class TestEveryOperation:
             return chunks.pop(0)
 
         start, _ = await drive(operation, [f"Bearer {sign('alice')}"], receive)
-        assert (start["status"], len(chunks)) == {
-            "list": (200, 2),
-            "create": (422, 0),
-            "get": (404, 2),
-            "update": (422, 0),
-            "delete": (404, 2),
-            "complete": (422, 0),
-        }[operation]
+        status = {"list": 200, "get": 404, "delete": 404}.get(operation, 422)
+        assert (start["status"], chunks) == (status, [])
 
 
 async def drive(operation: str, authorization: list[str], receive: Receive) -> list[Message]:

@@ -165,7 +165,8 @@ class TestBody:
     ) -> None:
         task = await alice.add()
         one = f"/{task['id']}"
-        for method, path in (("POST", ""), ("PUT", one), ("PATCH", f"{one}/complete")):
+        with_json = [("POST", ""), ("PUT", one), ("PATCH", f"{one}/complete")]
+        for method, path in [*with_json, ("GET", ""), ("GET", one), ("DELETE", one)]:
             headers = {**JSON, **announced}
             answer = await alice.request(method, path, content=content, headers=headers)
             assert_error(answer, 400, "Request body did not arrive in full")

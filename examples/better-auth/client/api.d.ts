@@ -376,7 +376,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Invalid cursor */
+            /** @description Invalid cursor; Request body did not arrive in full */
             400: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
@@ -399,6 +399,16 @@ export interface operations {
             };
             /** @description Access denied */
             403: {
+                headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request body did not arrive in time */
+            408: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
@@ -653,6 +663,16 @@ export interface operations {
                 };
                 content?: never;
             };
+            /** @description Request body did not arrive in full */
+            400: {
+                headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
             /** @description Missing authorization token; Invalid token; Token has expired */
             401: {
                 headers: {
@@ -676,6 +696,16 @@ export interface operations {
             };
             /** @description Task not found */
             404: {
+                headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request body did not arrive in time */
+            408: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
@@ -933,7 +963,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description If-Match and If-None-Match may name 32 tags each */
+            /** @description If-Match and If-None-Match may name 32 tags each; Request body did not arrive in full */
             400: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
@@ -966,6 +996,16 @@ export interface operations {
             };
             /** @description Task not found */
             404: {
+                headers: {
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Request body did not arrive in time */
+            408: {
                 headers: {
                     "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;

@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from select import PIPE_BUF
 from typing import Any, TextIO
 
+from kit.tracebacks import safe_traceback
 from settings import Settings, SettingsError, get_settings
 
 logger = logging.getLogger("tasks.logs")
@@ -52,9 +53,14 @@ class LineFormatter(logging.Formatter):
         super().__init__()
         self._stream = stream
 
+    def formatException(self, ei: Any) -> str:
+        """The traceback, without what may be data of users."""
+        return safe_traceback(ei[1])
+
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage().rstrip()
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        failed = record.exc_info and record.exc_info[1]
+        trace = self.formatException(record.exc_info) if failed else ""
         if is_json(self._stream):
             line = {
                 "time": timestamp(record.created),
@@ -206,6 +212,11 @@ def service_logs(settings: Settings) -> Iterator[None]:
     def make_record_with_id(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make_record(*args, **kwargs)
         record.request_id = current_request_id.get()
+        if record.exc_info and record.exc_info[1] is not None:
+            # What other formatters take for the traceback that they have made themselves.
+            record.exc_text = safe_traceback(record.exc_info[1])
+            if record.name == "asyncio":  # Its text goes on with what the tasks and errors are.
+                record.msg = str(record.msg).partition("\n")[0]
         return record
 
     service = logging.getLogger("tasks")

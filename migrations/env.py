@@ -8,12 +8,19 @@ import asyncio
 from typing import Any, Literal
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlmodel.sql.sqltypes import AutoString
 
 from db import open_database
 from kit.database.sql import UTCDateTime
-from kit.database.tables import VERSION_TABLE, versions
+from kit.database.tables import (
+    VERSION_TABLE,
+    TablesRefused,
+    enter_schema_of_task,
+    migration_errors,
+    versions,
+)
 from models import TASK_TABLE
 from settings import get_settings
 
@@ -39,6 +46,7 @@ def _render(kind: str, item: Any, _context: Any) -> str | Literal[False]:
 
 
 def _run(connection: Connection) -> None:
+    enter_schema_of_task(connection)
     context.configure(
         connection=connection,
         process_revision_directives=_number,
@@ -53,11 +61,13 @@ def _run(connection: Connection) -> None:
 
 
 async def _run_by_command() -> None:
-    async with (
-        open_database(get_settings()) as database,
-        database.changing_tables() as connection,
-    ):
-        await connection.run_sync(_run)
+    try:
+        async with open_database(get_settings()) as database:
+            with migration_errors():
+                async with database.changing_tables() as connection:
+                    await connection.run_sync(_run)
+    except TablesRefused as error:
+        raise CommandError(str(error)) from None
 
 
 if (given := context.config.attributes.get("connection")) is not None:

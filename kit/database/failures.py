@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    EmulatedDBAPIException,
+    InvalidRequestError,
+    MissingGreenlet,
+    MultipleResultsFound,
+    NoResultFound,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from kit.database.tls import NoTLS
@@ -62,6 +70,18 @@ _OF_ONE_STATEMENT = ("42P10", "55P03")
 _CONFLICTS = ("40001", "40P01", sqlite3.SQLITE_BUSY_SNAPSHOT)
 # SQLite's codes for a file that it can't read.
 BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# Classes of SQLSTATEs whose texts name tables, columns, constraints, roles and hosts at most, and
+# those of them that quote the statement. Class 22, for one, quotes values.
+_SAFE_CLASSES = ("08", "0A", "23", "25", "26", "28", "3D", "3F", "40", "42", "53", "55", "57")
+_QUOTING = ("42601", "42602", "42622")
+# SQLAlchemy's own, of which others quote statements or values.
+_SAFE_ERRORS = (
+    ArgumentError,
+    InvalidRequestError,
+    MissingGreenlet,
+    MultipleResultsFound,
+    NoResultFound,
+)
 # The one foreign key is the owner's: tables.py.
 _FOREIGN_KEY_VIOLATION = "23503"
 
@@ -90,8 +110,6 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
     reason = _reason(cause, state)
     if reason is None:
         return None
-    # The first line: what comes after it is asyncpg's advice.
-    said = str(cause).partition("\n")[0]
     kind = DatabaseUnavailable
     if (
         type(cause) is TimeoutError
@@ -101,7 +119,7 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
         kind = StatementTooSlow
     elif state in _OF_ONE_STATEMENT or is_conflict(cause):
         kind = StatementTimeout
-    return kind(f"{reason.format(setting=setting)} ({type(cause).__name__}: {said})")
+    return kind(f"{reason.format(setting=setting)} ({describe(cause)})")
 
 
 def _reason(cause: BaseException | None, state: str | None) -> str | None:
@@ -132,6 +150,51 @@ def _reason(cause: BaseException | None, state: str | None) -> str | None:
             return "it did not answer in time"
         case _:
             return "it can't be reached"
+
+
+def describe(error: BaseException) -> str:
+    """A database's error for the log: class, SQLSTATE, constraint, and the text if it is safe.
+
+    It is safe where it can quote no value of a row or a parameter.
+    """
+    error = driver_error(error)
+    parts = [type(error).__name__]
+    if state := getattr(error, "sqlstate", None):
+        parts.append(f"({state})")
+    text = str(error).partition("\n")[0] if _is_safe(error) else ""
+    constraint = getattr(error, "constraint_name", None)
+    if not text and constraint and not _is_raised_in_sql(error):
+        text = f"constraint {constraint}"
+    return " ".join(parts) + (f": {text}" if text else "")
+
+
+def _is_safe(error: BaseException) -> bool:
+    match error:
+        case asyncpg.PostgresError():
+            state = error.sqlstate or ""
+            is_known = (state[:2] in _SAFE_CLASSES and state not in _QUOTING) or shard_has_moved(
+                error
+            )
+            return is_known and not _is_raised_in_sql(error)
+        case sqlite3.Error():
+            code = sqlite_code(error)
+            if code is None:  # Python's own, which may quote a text that is no UTF-8.
+                return isinstance(error, sqlite3.ProgrammingError)
+            if code == sqlite3.SQLITE_ERROR:
+                return str(error).startswith("no such ")
+            return code != sqlite3.SQLITE_CONSTRAINT_TRIGGER
+        case asyncpg.InterfaceError():
+            return not isinstance(error, ValueError)  # DataError, which quotes a parameter.
+        case OSError() | PoolTimeoutError() | asyncpg.InternalClientError():
+            return True
+        case _:
+            # Not those that are derived of them: PendingRollbackError quotes another error.
+            return type(error) in _SAFE_ERRORS
+
+
+def _is_raised_in_sql(error: BaseException) -> bool:
+    """Whether a trigger or function raised it, whose text and fields may say anything."""
+    return bool(getattr(error, "context", None))
 
 
 def is_conflict(error: BaseException) -> bool:

@@ -6,9 +6,10 @@ What the tables hold is in models.py.
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, String, column, func, select, table, text
@@ -16,9 +17,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.database.database import LOCK_TIMEOUT, TABLES_LOCK, Database
-from kit.database.failures import database_errors
+from kit.database.failures import (
+    database_errors,
+    describe,
+    driver_error,
+    service_error,
+)
 from kit.database.indexes import make_indexes
-from kit.database.pool import quoted
 from kit.errors import DatabaseUnavailable
 
 logger = logging.getLogger("tasks.tables")
@@ -27,6 +32,8 @@ logger = logging.getLogger("tasks.tables")
 START_RETRY_INTERVAL = 0.5
 # Seconds between attempts at a migration that fails by a bug: a later release may mend it.
 BUG_RETRY_INTERVAL = 30.0
+# Seconds between attempts where the database refuses: until somebody mends it.
+REFUSED_RETRY_INTERVAL = 30.0
 # Seconds between looks for Better Auth's table, while there are requests; and once the foreign key
 # to it has been refused again and again.
 OWNERS_LOOK_INTERVAL = 5.0
@@ -55,16 +62,21 @@ async def keep_tables(database: Database) -> None:
         await asyncio.wait_for(tables.tried.wait(), START_PATIENCE)
 
 
+class TablesRefused(Exception):
+    """The tables can't be brought up to date. The text says why, and what to do about it."""
+
+
 async def upgrade_tables(database: Database) -> None:
     """Apply the migrations that the database lacks, in one transaction, one process at a time.
 
-    Raises DatabaseUnavailable.
+    Raises DatabaseUnavailable or TablesRefused.
     """
     *older, newest = versions()
-    with database.watched():
+    with database.watched(), migration_errors(database.setting):
         # Most starts find nothing to do, for which they need not wait for each other.
         async with database.engine.connect() as connection:
             version = await _version(connection, database.schema)
+            await _warn_of_encoding(connection)
         if version is None or version in older:
             async with asyncio.timeout(UPGRADE_TIMEOUT), database.changing_tables() as connection:
                 version = await _version(connection, database.schema)
@@ -75,20 +87,89 @@ async def upgrade_tables(database: Database) -> None:
             logger.warning("the tables are those of a newer version of this service: %s", version)
 
 
+@contextmanager
+def migration_errors(setting: str = "DATABASE_URL") -> Iterator[None]:
+    """Around migrations: raise TablesRefused for what will not mend itself."""
+    try:
+        yield
+    except DBAPIError as error:
+        meant = service_error(error, setting)
+        state = getattr(driver_error(error), "sqlstate", None)
+        lacks_privilege = state in ("42501", "3F000")
+        # 0A000: what refers to the table, such as a view, hinders its change.
+        if isinstance(meant, DatabaseUnavailable) and not lacks_privilege and state != "0A000":
+            raise
+        reason = meant if lacks_privilege else describe(error)
+        raise TablesRefused(f"the tables can't be brought up to date: {reason}") from error
+
+
 async def _version(connection: AsyncConnection, schema: str | None) -> str | None:
     # Asked without Alembic, whose import takes longer than the rest of a start.
-    name = VERSION_TABLE if schema is None else f"{quoted(schema)}.{VERSION_TABLE}"
-    there = await connection.scalar(text(_IS_THERE[connection.dialect.name]), {"name": name})
-    if there is None:
+    found = (
+        await connection.execute(text(_VERSION_TABLE[connection.dialect.name]), {"schema": schema})
+    ).one_or_none()
+    if found is None:
         return None
-    version = column("version_num", String())
-    return await connection.scalar(select(version).select_from(table(VERSION_TABLE, schema=schema)))
+    version = None
+    if found.columns == "version_num":
+        where = table(VERSION_TABLE, schema=found.schema)
+        version = await connection.scalar(
+            select(column("version_num", String())).select_from(where)
+        )
+    if found.columns != "version_num" or not re.fullmatch(r"\d{4}", version or "0000"):
+        raise TablesRefused(
+            f"there is a table {VERSION_TABLE} that is not this service's: rename it, or set "
+            "DATABASE_URL to another database"
+        )
+    return version
 
 
-_IS_THERE = {
-    "postgresql": "SELECT CAST(to_regclass(:name) AS text)",
-    "sqlite": "SELECT name FROM sqlite_master WHERE name = :name",
+# It counts where the table task is, which may be in any schema of the search path.
+_VERSION_TABLE = {
+    "postgresql": """
+        SELECT nspname AS schema, (
+            SELECT string_agg(attname, ',') FROM pg_attribute
+            WHERE attrelid = found.oid AND attnum > 0 AND NOT attisdropped) AS columns
+        FROM pg_class AS found JOIN pg_namespace ON pg_namespace.oid = relnamespace
+        LEFT JOIN pg_class AS task ON task.oid = to_regclass('task')
+        WHERE found.relname = 'task_schema' AND CASE
+            WHEN CAST(:schema AS text) IS NOT NULL THEN nspname = :schema
+            WHEN task.oid IS NULL THEN found.oid = to_regclass('task_schema')
+            ELSE found.relnamespace = task.relnamespace END
+    """,
+    "sqlite": """
+        SELECT NULL AS schema, (SELECT group_concat(name) FROM pragma_table_info(s.name)) AS columns
+        FROM sqlite_master AS s WHERE :schema IS NULL AND lower(s.name) = 'task_schema'
+    """,
 }
+
+
+async def _warn_of_encoding(connection: AsyncConnection) -> None:
+    if connection.dialect.name != "postgresql":
+        return
+    encoding = await connection.scalar(text("SELECT getdatabaseencoding()"))
+    if encoding != "UTF8":
+        logger.warning(
+            "the database's encoding is %s, which can't hold every character: tasks with others "
+            "fail. Make the database anew with ENCODING 'UTF8'",
+            encoding,
+        )
+
+
+def enter_schema_of_task(connection: Connection) -> None:
+    """Have new tables made where the table task is, if it is; until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(_ENTER_SCHEMA_OF_TASK))
+
+
+_ENTER_SCHEMA_OF_TASK = """
+    SELECT set_config('search_path', nspname || ', ' || current_setting('search_path'), true)
+    FROM (
+        SELECT quote_ident(nspname) AS nspname
+        FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+        WHERE pg_class.oid = to_regclass('task')
+    ) AS task
+"""
 
 
 def _upgrade(connection: Connection) -> None:
@@ -144,8 +225,7 @@ async def _change(connection: AsyncConnection, change: str) -> None:
             case "55P03":  # Somebody has locked it just now.
                 raise
             case _:
-                said = str(error.orig).partition("\n")[0]
-                raise LinkRefused(f"PostgreSQL refuses it ({said})") from error
+                raise LinkRefused(f"PostgreSQL refuses it ({describe(error)})") from error
 
 
 async def _report_orphans(database: Database) -> None:
@@ -171,6 +251,7 @@ class _Tables:
         self._look_interval = OWNERS_LOOK_INTERVAL
         self._next_look = 0.0
         self._refusal = ""
+        self._tables_refused = ""
         self.tried = asyncio.Event()
 
     async def keep(self) -> None:
@@ -193,6 +274,11 @@ class _Tables:
             await work(self._database)
         except DatabaseUnavailable:
             wait = START_RETRY_INTERVAL
+        except TablesRefused as error:
+            wait = REFUSED_RETRY_INTERVAL
+            if str(error) != self._tables_refused:
+                self._tables_refused = str(error)
+                logger.error("%s (looked at again every %g s)", error, wait)
         except Exception:
             wait = BUG_RETRY_INTERVAL
             logger.exception("the tables can't be brought up to date: tried again in %g s", wait)

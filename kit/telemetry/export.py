@@ -30,9 +30,14 @@ from opentelemetry.sdk.resources import (
     Resource,
 )
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.semconv.attributes.exception_attributes import (
+    EXCEPTION_MESSAGE,
+    EXCEPTION_STACKTRACE,
+)
 from opentelemetry.trace import NoOpTracerProvider, TracerProvider
 
 from kit.logs import Outage
+from kit.tracebacks import safe_text, safe_traceback
 
 logger = logging.getLogger("tasks.telemetry")
 
@@ -78,6 +83,7 @@ async def exporting(signals: Collection[str], version: str) -> AsyncIterator[Pro
             ends.append(meters.shutdown)
         if "logs" in signals:
             records = sdk_logs.LoggerProvider(resource=resource, shutdown_on_exit=False)
+            records.add_log_record_processor(_SafeExceptions())
             sending = BatchLogRecordProcessor(troubles.watched(OTLPLogExporter()))
             records.add_log_record_processor(sending)
             providers = providers._replace(logger=records)
@@ -105,6 +111,25 @@ class _Redaction(sdk_trace.SpanProcessor):
         for name in _REDACTED:
             if name in (span.attributes or {}):
                 span.set_attribute(name, "REDACTED")
+
+
+class _SafeExceptions(sdk_logs.LogRecordProcessor):
+    """Exceptions in records, FastAPI's own included, without data of users."""
+
+    def on_emit(self, log_record: sdk_logs.ReadWriteLogRecord) -> None:
+        record = log_record.log_record
+        if record.exception is not None:
+            record.attributes = {
+                **(record.attributes or {}),
+                EXCEPTION_MESSAGE: safe_text(record.exception),
+                EXCEPTION_STACKTRACE: safe_traceback(record.exception),
+            }
+
+    def shutdown(self) -> None:
+        """Nothing is kept."""
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002
+        return True
 
 
 class _Troubles(logging.Handler):

@@ -15,10 +15,16 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("task", sa.Column("idempotency_key", sa.String(255)))
-    op.add_column("task", sa.Column("idempotency_mark", sa.LargeBinary))
-    op.add_column("task", sa.Column("deleted_at", sa.DateTime(timezone=True)))
     connection = op.get_bind()
+    # A table whose version was lost has them.
+    found = {column["name"] for column in sa.inspect(connection).get_columns("task")}
+    for column in (
+        sa.Column("idempotency_key", sa.String(255)),
+        sa.Column("idempotency_mark", sa.LargeBinary),
+        sa.Column("deleted_at", sa.DateTime(timezone=True)),
+    ):
+        if column.name not in found:
+            op.add_column("task", column)
     if connection.dialect.name == "sqlite" or not _has_tasks(connection):
         _create_indexes()
 
@@ -44,6 +50,7 @@ def _create_indexes() -> None:
         unique=True,
         postgresql_where=has_key,
         sqlite_where=has_key,
+        if_not_exists=True,
     )
     is_deleted = sa.text("deleted_at IS NOT NULL")
     op.create_index(
@@ -52,4 +59,5 @@ def _create_indexes() -> None:
         ["user_id", "created_at"],
         postgresql_where=is_deleted,
         sqlite_where=is_deleted,
+        if_not_exists=True,
     )

@@ -174,8 +174,8 @@ class TestForm:
     def test_exception_is_told_in_full(self, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LOG_FORMAT", form)
         try:
-            raise ValueError("why\nERROR:    [x] forged")
-        except ValueError:
+            raise RuntimeError("why\nERROR:    [x] forged")
+        except RuntimeError:
             handler = logging.StreamHandler(stream := io.StringIO())
             handler.setFormatter(LineFormatter(stream))
             with handlers_of("library", handler) as logger:
@@ -185,12 +185,12 @@ class TestForm:
             line = json.loads(said)
             assert line["message"] == "it failed"
             assert line["exception"].startswith("Traceback (most recent call last):\n")
-            assert "ValueError: why" in line["exception"]
+            assert "RuntimeError: why" in line["exception"]
         else:
             first, *trace = said.splitlines()
             assert first == "ERROR:    [-] it failed"
             assert all(line.startswith("    ") for line in trace)
-            assert "    ValueError: why" in trace
+            assert "    RuntimeError: why" in trace
 
     def test_settings_that_are_refused_are_told_all_the_same(
         self, monkeypatch: pytest.MonkeyPatch

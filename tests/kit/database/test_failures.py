@@ -12,7 +12,7 @@ from databases import in_use, opened
 from fastapi import HTTPException
 
 from kit.database.database import Session
-from kit.database.failures import database_errors
+from kit.database.failures import database_errors, describe
 from kit.errors import DatabaseUnavailable, InvalidToken
 from tasks.queries import GET
 
@@ -69,8 +69,7 @@ class TestDatabaseErrors:
         with pytest.raises(DatabaseUnavailable) as raised, database_errors():
             raise error
         assert raised.value.__cause__ is error
-        cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
-        assert str(raised.value).endswith(f" ({type(cause).__name__}: {cause})")
+        assert str(raised.value).endswith(f" ({describe(error)})")
 
     @pytest.mark.parametrize(
         "error",

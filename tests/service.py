@@ -104,6 +104,16 @@ class Service:
             **PLAIN,
         )
 
+    def memory(self, kind: str = "VmRSS") -> int:
+        """Bytes in memory of all its processes; with `VmHWM`, at most so far."""
+        kib = 0
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(OSError):  # It has ended.
+                if os.getpgid(int(status.parent.name)) == self.process.pid:
+                    found = re.search(rf"{kind}:\s+(\d+)", status.read_text())
+                    kib += int(found[1]) if found else 0
+        return kib * 1024
+
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)

@@ -9,12 +9,11 @@ import re
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from service import Service, create_database
 from support import SECRET, Caller
 
 from faults.proxy import Proxy, proxying
+from faults.stage import unread
 
 CLIENTS = 50
 POOL = 10
@@ -41,8 +41,10 @@ REST = 0.4
 CALM = 5.0
 # Seconds that a process may take to end after SIGTERM.
 EXIT_WITHIN = 10.0
-# What a process may have grown by in the meantime, in MiB.
-GROWTH = 40.0
+# What the processes may have grown by in the meantime, in MiB: long answers, and the rest.
+GROWTH = 64.0 + 40.0
+# Of each user, but for the one who does the worst.
+TASKS_PER_USER = 1000
 
 
 class Task(NamedTuple):
@@ -227,6 +229,36 @@ def _toggled(state: State) -> State:
     return state and state._replace(completed=not state.completed)
 
 
+class Worst:
+    """Two users: one with long lists that nobody reads, one with keys without end."""
+
+    def __init__(self, stage: "Stage", http: httpx.AsyncClient) -> None:
+        self._stage = stage
+        self._hoarder = Caller(http, "hoarder")
+        self._repeater = Caller(http, "repeater")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        async with self._stage.connected() as connection:
+            await connection.execute(_LONG_LIST, self._hoarder.user)
+        while not stop.is_set():
+            with suppress(OSError, httpx.TransportError), ExitStack() as stack:
+                for path in ("?sort=title", "?limit=200", "?search=x"):
+                    for _ in range(5):
+                        stack.enter_context(unread(self._stage.service, self._hoarder, path))
+                for _ in range(20):
+                    key = {"Idempotency-Key": secrets.token_hex(8)}
+                    made = await self._repeater.post({"title": "For its key"}, headers=key)
+                    if made.status_code == 201:
+                        await self._repeater.delete(f"/{made.json()['id']}")
+
+    async def check(self, tally: Tally) -> None:
+        async with self._stage.connected() as connection:
+            keys = await connection.fetchval("SELECT count(*) FROM task WHERE deleted_at NOTNULL")
+        # Each process may leave a 64th more before it clears.
+        if keys > TASKS_PER_USER * (1 + len(self._stage.services) / 64):
+            tally.violation(f"{keys} keys of deleted tasks")
+
+
 class Stage:
     """The service, the proxy, the server, and what can be done to them."""
 
@@ -253,6 +285,7 @@ class Stage:
             "DATABASE_URL": self._proxy.url(self._url),
             "DATABASE_POOL_SIZE": str(POOL),
             "PORT": self._port,
+            "TASKS_PER_USER": str(TASKS_PER_USER),
         }
         self.services.append(Service(self._folder, environment))
         self.service.wait_for_health()
@@ -392,11 +425,16 @@ class Stage:
 
     def memory(self) -> float:
         """Of the service, in MiB."""
-        command = ["ps", "-o", "rss=", "-p", str(self.service.process.pid)]
-        return int(subprocess.check_output(command)) / 1024
+        return self.service.memory() / 2**20
 
 
 _RAISED = re.compile(r"^[\w.]+Error\b.*", re.MULTILINE)
+# Characters of six bytes in JSON.
+_LONG_LIST = """
+    INSERT INTO task (user_id, title, description, completed, created_at, updated_at)
+    SELECT $1, 'task ' || n, repeat(chr(1), 1000), false, now(), now()
+    FROM generate_series(1, 3000) n
+"""
 _OF_THE_SERVICE = """
     FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'task-api'
@@ -420,7 +458,9 @@ async def soak(stage: Stage, seconds: float, seed: int) -> Tally:
     await asyncio.to_thread(stage.start_service)
     async with stage.service.client() as http:
         clients = [Client(http, n, seed, tally) for n in range(CLIENTS)]
-        running = [asyncio.create_task(client.run(stop)) for client in clients]
+        worst = Worst(stage, http)
+        runs = [worst.run(stop), *(client.run(stop) for client in clients)]
+        running = [asyncio.create_task(run) for run in runs]
         await asyncio.sleep(CALM)
         memory = stage.memory()
         while (at := time.monotonic() - began) < seconds - CALM:
@@ -438,6 +478,7 @@ async def soak(stage: Stage, seconds: float, seed: int) -> Tally:
                 client.check(response.json())
             else:
                 tally.violation(f"no list at the end: {response.status_code}")
+        await worst.check(tally)
         await stage.check_connections(tally)
         grown = stage.memory() - memory
         if grown > GROWTH:

@@ -4,6 +4,7 @@
 import asyncio
 import re
 import secrets
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -266,3 +267,17 @@ def assert_no_traceback(service: Service, since: int = 0) -> None:
 def someone(http: httpx.AsyncClient) -> Caller:
     """A user whom no other test knows."""
     return Caller(http, f"user-{secrets.token_hex(4)}")
+
+
+@contextmanager
+def unread(service: Service, caller: Caller, path: str = "") -> Iterator[socket.socket]:
+    """A request whose answer nobody reads."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(PATIENCE)
+        client.connect(("127.0.0.1", service.port))
+        client.sendall(
+            f"GET {caller.tasks}{path} HTTP/1.1\r\nHost: localhost\r\n"
+            f"Authorization: Bearer {caller.token}\r\n\r\n".encode()
+        )
+        yield client

@@ -2,18 +2,16 @@
 """A user with very many tasks, or with clients that don't read: others are served as ever."""
 
 import asyncio
-import os
-import re
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from service import PATIENCE, Service, serving
+from service import Service, serving
 from support import Caller
 
-from faults.stage import connected, eventually, someone, timed
+from faults.stage import connected, eventually, someone, timed, unread
 from kit.long_answers import IN_ALL
 from tasks.lists import SHORT_LIST
 
@@ -37,33 +35,6 @@ def service(empty_url: str, tmp_path: Path) -> Iterator[Service]:
 async def fill(url: str, user: str, count: int, letter: str) -> None:
     async with connected(url) as connection:
         await connection.execute(FILL, user, count, letter)
-
-
-def peak(service: Service) -> int:
-    """Bytes that the server's processes have had in memory at most."""
-    kib = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        process = int(status.parent.name)
-        try:
-            if os.getpgid(process) == os.getpgid(service.process.pid):
-                kib += int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0])
-        except (OSError, IndexError):
-            continue  # It has ended.
-    return kib * 1024
-
-
-@contextmanager
-def unread(service: Service, caller: Caller, path: str = "") -> Iterator[socket.socket]:
-    """A request whose answer nobody reads."""
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.settimeout(PATIENCE)
-        client.connect(("127.0.0.1", service.port))
-        client.sendall(
-            f"GET {caller.tasks}{path} HTTP/1.1\r\nHost: localhost\r\n"
-            f"Authorization: Bearer {caller.token}\r\n\r\n".encode()
-        )
-        yield client
 
 
 async def statuses(clients: list[socket.socket]) -> list[int]:
@@ -109,7 +80,7 @@ async def test_unread_answers_are_bounded(
         await fill(empty_url, hoarder.user, tasks, ESCAPED)
         await fill(empty_url, third.user, SHORT_LIST // 2, "x")
         await other.add()
-        before = peak(service)
+        before = service.memory("VmHWM")
         with ExitStack() as stack:
             sockets = [stack.enter_context(unread(service, hoarder, path)) for _ in range(clients)]
             answers = await statuses(sockets)
@@ -117,7 +88,7 @@ async def test_unread_answers_are_bounded(
             assert set(answers) == {200, 503}
             await assert_served(other, third)
         # One list of this kind is 60 MB: as it comes from the database, as JSON, and as chunks.
-        assert peak(service) - before < 3 * IN_ALL
+        assert service.memory("VmHWM") - before < 3 * IN_ALL
 
         async def served() -> bool:
             return (await hoarder.get(path)).status_code == 200

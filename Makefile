@@ -40,7 +40,7 @@ test: $(BIN)/.ready ## run the tests, on SQLite and on a real PostgreSQL (COVERA
 mutants: $(BIN)/.ready ## change 120 places of the sources, one at a time, and see whether a test tells
 	$(BIN)/python -m scripts.mutants
 
-faults: $(BIN)/.ready ## break the database, the network and the process; installs PgBouncer if need be
+faults: $(BIN)/.ready ## break the database, the network and the process; installs PgBouncer and nginx
 	tests/faults/install.sh
 	scripts/test.sh tests/faults
 

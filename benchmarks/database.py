@@ -61,6 +61,9 @@ class Database:
     async def value(self, sql: str) -> Any:
         return await self._connection.fetchval(sql)
 
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await self._connection.fetch(sql)]
+
     def requests(self, operation: Operation) -> list[Request]:
         return operation.requests(self._read, self._changed)
 

@@ -21,13 +21,14 @@ from benchmarks.sections import (
     measure_starts,
     measure_workers,
 )
+from benchmarks.sqlite import OnSQLite, measure_sqlite
 
 # Where contestants are judged.
 CONNECTIONS = 32
 
 # Seconds, for the progress only: a run with its preparation, processes that start and are warmed,
 # and further sections.
-_RUN, _PROCESSES, _WORKERS, _LINK, _STARTS = 1.2, 8.0, 25.0, 25.0, 20.0
+_RUN, _PROCESSES, _WORKERS, _LINK, _STARTS, _SQLITE = 1.2, 8.0, 25.0, 25.0, 20.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,29 @@ class Plan:
     worker_rounds: int = 0
     link: bool = False
     starts: int = 0
+    sqlite_rounds: int = 0
 
     @property
     def seconds(self) -> float:
         """What it takes, roughly."""
         runs = sum(map(len, self.groups)) * len(self.operations) * len(CONTESTANTS)
-        sections = (self.worker_rounds and _WORKERS, self.link and _LINK, self.starts and _STARTS)
+        sections = (
+            self.worker_rounds and _WORKERS,
+            self.link and _LINK,
+            self.starts and _STARTS,
+            self.sqlite_rounds and _SQLITE,
+        )
         return runs * _RUN + len(self.groups) * _PROCESSES + sum(sections)
 
 
 FULL = Plan(
-    [[CONNECTIONS]] * 5 + [[1, 8, 128] * 3], OPERATIONS, 520, worker_rounds=3, link=True, starts=5
+    [[CONNECTIONS]] * 5 + [[1, 8, 128] * 3],
+    OPERATIONS,
+    490,
+    worker_rounds=3,
+    link=True,
+    starts=5,
+    sqlite_rounds=3,
 )
 QUICK = Plan([[CONNECTIONS] * 3], (GET, LIST, POST), 42)
 
@@ -72,6 +85,7 @@ class Results:
     workers: Workers | None = None
     link: dict[str, Link] = field(default_factory=dict)
     starts: dict[str, Start] = field(default_factory=dict)
+    sqlite: OnSQLite = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """With the names of all figures."""
@@ -86,6 +100,7 @@ class Results:
             "workers": workers,
             "link": {name: link._asdict() for name, link in self.link.items()},
             "starts": {name: start._asdict() for name, start in self.starts.items()},
+            "sqlite": self.sqlite,
         }
 
 
@@ -103,6 +118,11 @@ async def measure(plan: Plan, database: Database, folder: Path) -> Results:
     if plan.starts:
         results.starts = measure_starts(database, folder, plan.starts)
         progress.did(_STARTS, "starts")
+    if plan.sqlite_rounds:
+        results.sqlite = await measure_sqlite(
+            load, database, folder, CONNECTIONS, plan.sqlite_rounds
+        )
+        progress.did(_SQLITE, "SQLite")
     return results
 
 

@@ -9,6 +9,7 @@ from benchmarks.contestants import CONTESTANTS, FASTIFY, FLOOR, OURS, USUAL
 from benchmarks.load import Run
 from benchmarks.measure import CONNECTIONS, Results
 from benchmarks.sections import LINK, WORKER_CONNECTIONS, Workers
+from benchmarks.sqlite import OnSQLite
 
 _FIGURE = re.compile(r"[\d.,]*")
 
@@ -52,6 +53,8 @@ def tables(results: Results) -> str:
         parts.append(_link(results))
     if results.starts:
         parts.append(_starts(results))
+    if results.sqlite:
+        parts.append(_sqlite(results.sqlite))
     return "\n\n".join(parts) + "\n"
 
 
@@ -167,6 +170,15 @@ def _starts(results: Results) -> str:
 def number(value: float) -> str:
     """With three digits that count, and thousands apart."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _sqlite(figures: OnSQLite) -> str:
+    rows = [
+        [operation, number(on_postgresql), number(on_sqlite), f"{on_sqlite / on_postgresql:.2f}"]
+        for operation, (on_postgresql, on_sqlite) in figures.items()
+    ]
+    head = ["requests/s", "on PostgreSQL", "on SQLite", "ratio"]
+    return _titled("This service on SQLite", table(head, rows))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

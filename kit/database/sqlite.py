@@ -2,7 +2,7 @@
 """SQLite: connections whose statements end in time, and how a single statement is run on them.
 
 A short read runs at once, in the event loop's thread. What takes longer, and every write, runs in
-a thread (specs/decisions.md, D44). Sessions use the same class of connections through aiosqlite.
+a thread (specs/decisions.md, D48). Sessions use the same class of connections through aiosqlite.
 """
 
 import asyncio

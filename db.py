@@ -4,6 +4,7 @@
 How either works is told in kit/database/.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Annotated
@@ -17,6 +18,7 @@ from kit.database.execute import Statement
 from kit.database.failures import DRIVER_ERRORS
 from kit.disconnect import EndsWithClient
 from kit.errors import DatabaseUnavailable
+from kit.logs import Outage
 from models import TASK_TABLE
 from settings import Settings
 
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _READING = ("GET", "HEAD")
+_not_set_up = Outage(logging.getLogger("tasks.db"), "the server has not set the service up")
 
 
 def open_database(settings: Settings) -> AbstractAsyncContextManager[Database]:
@@ -52,7 +55,10 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     For a GET it may be one to a replica, and on SQLite it only reads: neither can be written to.
     Use it as `SessionDep`: with FastAPI's default scope the commit would come after the response.
     """
-    primary: Database = request.app.state.database
+    primary: Database | None = getattr(request.app.state, "database", None)
+    if primary is None:
+        _not_set_up.begins("it has run no lifespan: start it without --lifespan off")
+        raise DatabaseUnavailable("nothing is set up")
     if not primary.tables_ready:
         raise DatabaseUnavailable("the tables are not up to date yet")
     reads = request.method in _READING

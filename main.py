@@ -69,7 +69,8 @@ app = TaskAPI(
     ],
     lifespan=lifespan,
     redirect_slashes=False,
-    # FastAPI's pages of documentation load their scripts from other hosts.
+    # These are routes of documentation.py, which can be turned off.
+    openapi_url=None,
     docs_url=None,
     redoc_url=None,
     # Not include_router, which looks for a request's route twice and drops DirectRoute.

@@ -165,6 +165,7 @@ def serve(settings: Settings, on_startup: Callable[[int], None] | None = None) -
     check_tls(settings)
     held, host, port = held_address(settings)
     tls = settings.tls_cert is not None
+    level = settings.log_level.upper()
     server = Granian(
         "main:app",
         address=host,
@@ -178,7 +179,7 @@ def serve(settings: Settings, on_startup: Callable[[int], None] | None = None) -
         backpressure=connections(settings),
         http1_settings=HTTP1Settings(header_read_timeout=settings.keep_alive_timeout * 1000),
         log_level=LogLevels(settings.log_level),
-        log_dictconfig=LOGGING,
+        log_dictconfig=LOGGING | {"loggers": {**LOGGING["loggers"], "tasks": {"level": level}}},
         ssl_cert=Path(settings.tls_cert) if settings.tls_cert else None,
         ssl_key=Path(settings.tls_key) if settings.tls_key else None,
         ssl_protocol_min=SSLProtocols.tls12,

@@ -29,6 +29,9 @@ USER = "tasks.user"
 
 logger = logging.getLogger("tasks.access")
 
+# Paths of probes, which come every few seconds: what went well is noted at LOG_LEVEL=debug only.
+PROBES = "/health"
+
 
 class AccessLog:
     """Writes one line for each request under any server, while it is open."""
@@ -37,12 +40,15 @@ class AccessLog:
         # Writes a line, or makes a record of it.
         self._tell: Tell | None = None
         self._pseudonym: Callable[[str], str] = str
+        self._notes_probes = True
 
     def note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         """A request is answered, which took so long."""
         if self._tell is None:
             return
         route, client, user = scope.get("route"), scope.get("client"), scope.get(USER)
+        if not self._notes_probes and status < 400 and route and route.path.startswith(PROBES):
+            return
         self._tell(
             request_id,
             _escaped(scope["method"]),
@@ -59,7 +65,8 @@ class AccessLog:
 
         uvicorn's own line for each request, which has the query in it, is left out.
         """
-        before = self._tell, self._pseudonym
+        before = self._tell, self._pseudonym, self._notes_probes
+        self._notes_probes = settings.log_level == "debug"
         uvicorns = logging.getLogger("uvicorn.access")
         self._pseudonym = _pseudonyms(settings)
         with ExitStack() as stack:
@@ -74,7 +81,7 @@ class AccessLog:
             try:
                 yield
             finally:
-                self._tell, self._pseudonym = before
+                self._tell, self._pseudonym, self._notes_probes = before
 
     @contextmanager
     def told_to(self, tell: Tell) -> Iterator[None]:

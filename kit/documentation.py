@@ -1,17 +1,24 @@
 # [Task]: T063 [From]: specs/decisions.md
-"""The interactive documentation at `/docs`, whose script and style come from here, too (D42)."""
+"""The interactive documentation at `/docs`, whose script and style come from here, too (D42).
+
+API_DOCS turns all of it off, the OpenAPI document included.
+"""
 
 from functools import cache
 from importlib.metadata import Distribution, distribution
 
 from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
 
+from settings import get_settings
+
 _SCRIPT, _STYLE, _ICON = ASSETS = "swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png"
+PAGE, DOCUMENT = "/docs", "/openapi.json"
 _OAUTH2_REDIRECT = "/docs/oauth2-redirect"
+_HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", "Referrer-Policy": "no-referrer"}
 # A year; another version has other URLs.
 _FOR_EVER = "public, max-age=31536000, immutable"
 
@@ -22,27 +29,46 @@ def _swagger_ui() -> Distribution:
     return distribution("fastapi-swagger")
 
 
+async def document(request: Request) -> JSONResponse:
+    """The OpenAPI document, which names the prefix that a proxy has removed."""
+    _check_that_it_is_on()
+    document = request.app.openapi()
+    if root := request.scope.get("root_path", "").rstrip("/"):
+        document = {**document, "servers": [{"url": root}, *document.get("servers", [])]}
+    return JSONResponse(document)
+
+
+def _check_that_it_is_on() -> None:
+    if not get_settings().api_docs:
+        raise HTTPException(404)
+
+
 async def page(request: Request) -> HTMLResponse:
-    """As FastAPI's own, with assets from here."""
+    """As FastAPI's own, with assets from here. It can't be shown in a frame."""
+    _check_that_it_is_on()
     root = request.scope.get("root_path", "").rstrip("/")
     assets = f"{root}/docs/{_swagger_ui().version}"
-    return get_swagger_ui_html(
-        openapi_url=root + request.app.openapi_url,
+    shown = get_swagger_ui_html(
+        openapi_url=root + DOCUMENT,
         title=f"{request.app.title} - Swagger UI",
         swagger_js_url=f"{assets}/{_SCRIPT}",
         swagger_css_url=f"{assets}/{_STYLE}",
         swagger_favicon_url=f"{assets}/{_ICON}",
         oauth2_redirect_url=root + _OAUTH2_REDIRECT,
     )
+    shown.headers.update(_HEADERS)
+    return shown
 
 
 async def oauth2_redirect(_request: Request) -> HTMLResponse:
     """Where a sign-in with OAuth 2 would come back to."""
+    _check_that_it_is_on()
     return get_swagger_ui_oauth2_redirect_html()
 
 
 async def asset(request: Request) -> FileResponse:
     """A file of this version, which a browser asks for once."""
+    _check_that_it_is_on()
     name = request.path_params["name"]
     if name not in ASSETS or request.path_params["version"] != _swagger_ui().version:
         raise HTTPException(404)
@@ -55,7 +81,8 @@ async def asset(request: Request) -> FileResponse:
 
 
 routes = [
-    Route("/docs", page, include_in_schema=False),
+    Route(DOCUMENT, document, include_in_schema=False),
+    Route(PAGE, page, include_in_schema=False),
     Route(_OAUTH2_REDIRECT, oauth2_redirect, include_in_schema=False),
     Route("/docs/{version}/{name}", asset, include_in_schema=False),
 ]

@@ -1,15 +1,18 @@
 # [Task]: T012 [From]: specs/requirements.md
-"""Is the process alive, and can it serve? Both public; for uptime probes and balancers."""
+"""Which service is it, is it alive, and can it serve? All public, for probes and balancers."""
 
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from db import Database
+from kit import documentation
 from kit.errors import DatabaseUnavailable, error_responses
 from kit.openapi import operation_id
 from kit.routing import DirectRoute
+from settings import get_settings
 
 router = APIRouter(
     route_class=DirectRoute, tags=["health"], generate_unique_id_function=operation_id
@@ -30,6 +33,16 @@ class Readiness(BaseModel):
 
 _OK = b'{"status":"ok"}'
 _READY = b'{"status":"ready"}'
+
+
+@router.head("/", include_in_schema=False)
+@router.get("/", include_in_schema=False)
+async def root(request: Request) -> Response:
+    """The service's name, and where its documentation is if that is on."""
+    told = {"service": request.app.title}
+    if get_settings().api_docs:
+        told["docs"] = request.scope.get("root_path", "").rstrip("/") + documentation.PAGE
+    return JSONResponse(told)
 
 
 @router.head("/health", include_in_schema=False)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
+from service import PLAIN, serving, until
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -162,6 +163,39 @@ class TestDependencies:
         routes = [r for r in iter_route_contexts(app.routes) if r.path == "/health"]
         assert {method for route in routes for method in route.methods or ()} == {"GET", "HEAD"}
         assert all(route.dependant.dependencies == [] for route in routes)
+
+
+class TestProbes:
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    async def test_root_names_the_service_in_one_line(
+        self, method: str, bare_client: httpx.AsyncClient
+    ) -> None:
+        answer = await bare_client.request(method, "/")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "application/json"
+        expected = b'{"service":"Task API","docs":"/docs"}'
+        assert int(answer.headers["content-length"]) == len(expected)
+        assert answer.content == (expected if method == "GET" else b"")
+
+    @pytest.mark.parametrize("level", ["info", "debug"])
+    def test_that_went_well_are_logged_for_debugging_only(self, level: str, tmp_path: Path) -> None:
+        with serving(tmp_path, LOG_LEVEL=level) as service:
+            base = f"http://127.0.0.1:{service.port}"
+            for path in ("/health", "/health/ready", "/health/no", "/"):
+                httpx.get(f"{base}{path}", **PLAIN)
+            until(lambda: "GET / 200" in service.log())
+            assert ("/health 200" in service.log()) is (level == "debug")
+            assert ("/health/ready 200" in service.log()) is (level == "debug")
+            assert "GET - 404" in service.log()
+
+    async def test_without_a_lifespan_one_line_says_what_is_missing(
+        self, bare_client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for _ in range(2):
+            answer = await Caller(bare_client, "alice").get()
+            assert_error(answer, 503, "Service temporarily unavailable")
+        [line] = [record.getMessage() for record in caplog.records if record.name == "tasks.db"]
+        assert "start it without --lifespan off" in line
 
 
 class TestOpenAPI:

@@ -74,8 +74,8 @@ class TestProcesses:
         until(lambda: not any(map(is_running, processes)))
 
     def test_have_one_form_of_log_lines(self, service: Service) -> None:
-        httpx.get(f"http://127.0.0.1:{service.port}/health", **PLAIN)
-        until(lambda: "GET /health 200" in service.log())
+        httpx.get(f"http://127.0.0.1:{service.port}/", **PLAIN)
+        until(lambda: "GET / 200" in service.log())
         service.process.send_signal(signal.SIGTERM)
         service.process.wait(PATIENCE)
         lines = [json.loads(line) for line in service.log().splitlines()]
@@ -88,7 +88,7 @@ class TestProcesses:
 def test_proxy_is_believed_if_it_is_named(tmp_path: Path, proxies: str, believed: bool) -> None:
     with running(started(tmp_path, FORWARDED_ALLOW_IPS=proxies)) as service:
         headers = {"X-Forwarded-For": "192.0.2.7", "X-Request-ID": "forwarded"}
-        httpx.get(f"http://127.0.0.1:{service.port}/health", headers=headers, **PLAIN)
+        httpx.get(f"http://127.0.0.1:{service.port}/", headers=headers, **PLAIN)
         [line] = service.logged("forwarded")
     assert ("client=192.0.2.7:" in line) == believed
 
@@ -296,12 +296,12 @@ class TestLogReader:
 
     def ask(self, port: int, count: int) -> None:
         """So many requests, pipelined, each of which is answered."""
-        request = b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n"
+        request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
             for _ in range(count // 100):
                 connection.sendall(request * 100)
                 answers = b""
-                while answers.count(b'{"status":"ok"}') < 100:
+                while answers.count(b'{"service":') < 100:
                     answers += connection.recv(1 << 20)
 
     def test_that_stalls_loses_lines_and_is_told_how_many(self, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ class TestLogReader:
             while told < self.REQUESTS:
                 log += os.read(reader, 1 << 20)
                 dropped = [int(count) for count in re.findall(rb'"(\d+) log lines', log)]
-                told = log.count(b'"GET /health 200"') + sum(dropped)
+                told = log.count(b'"GET / 200"') + sum(dropped)
             process.terminate()
             assert process.wait(10) == 0
         os.close(reader)

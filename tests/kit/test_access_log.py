@@ -140,9 +140,9 @@ class TestLine:
     async def test_tells_of_it_in_text_on_a_terminal(self, log: Log) -> None:
         log.terminal = True
         async with serving() as client:
-            await client.get("/health", headers={"X-Request-ID": "mine"})
+            await client.get("/", headers={"X-Request-ID": "mine"})
         told = re.sub(r"\d+\.\d ms", "1.0 ms", log.text())
-        assert told == "INFO:     [mine] GET /health 200 1.0 ms client=192.0.2.7:4711 user=-\n"
+        assert told == "INFO:     [mine] GET / 200 1.0 ms client=192.0.2.7:4711 user=-\n"
 
     @pytest.mark.parametrize(
         ("method", "path", "headers", "status", "route"),
@@ -188,7 +188,7 @@ class TestLine:
 
         monkeypatch.setattr(DirectRoute, "respond", fail)
         async with serving() as client:
-            assert (await client.get("/health")).status_code == 500
+            assert (await client.get("/")).status_code == 500
         [line] = log.lines()
         assert line["status"] == 500
 
@@ -229,7 +229,7 @@ class TestLine:
     ) -> None:
         monkeypatch.setenv("LOG_LEVEL", "warning")
         async with serving() as client:
-            await client.get("/health")
+            await client.get("/")
         assert log.text() == ""
 
     async def test_takes_the_place_of_uvicorns(self, log: Log) -> None:
@@ -253,16 +253,16 @@ class TestOperators:
         try:
             with caplog.at_level(logging.INFO, "tasks.access"):
                 async with serving() as client:
-                    await client.get("/health", headers={"X-Request-ID": "mine"})
+                    await client.get("/", headers={"X-Request-ID": "mine"})
                     took = await take_time(client)
         finally:
             access.handlers.clear()
         record, slow = (vars(one) for one in caplog.records if one.name == "tasks.access")
-        assert record["msg"] % record["args"] == "GET /health 200"
+        assert record["msg"] % record["args"] == "GET / 200"
         told = {name: record[name] for name in FIELDS[5:] if name != "ms"}
         assert told == {
             "method": "GET",
-            "route": "/health",
+            "route": "/",
             "status": 200,
             "client": "192.0.2.7:4711",
             "user": "-",

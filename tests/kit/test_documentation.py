@@ -64,6 +64,34 @@ class TestPage:
         assert "swaggerUIRedirectOauth2" in redirect.text
         assert "http" not in redirect.text
 
+    async def test_is_shown_in_no_frame_and_sends_no_referrer(self, web: httpx.AsyncClient) -> None:
+        headers = (await web.get("/docs")).headers
+        assert headers["content-security-policy"] == "frame-ancestors 'none'"
+        assert headers["referrer-policy"] == "no-referrer"
+
+    async def test_can_be_turned_off(
+        self,
+        web: httpx.AsyncClient,
+        assets: dict[str, str],
+        prefix: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        paths = ["/docs", "/docs/oauth2-redirect", "/openapi.json"]
+        paths += [path.removeprefix(prefix) for path in assets.values()]
+        for path in paths:
+            assert (await web.get(path)).status_code == 200
+        assert (await web.get("/")).json() == {"service": "Task API", "docs": f"{prefix}/docs"}
+        monkeypatch.setenv("API_DOCS", "false")
+        for path in paths:
+            assert_error(await web.get(path), 404, "Not Found")
+        assert (await web.get("/")).json() == {"service": "Task API"}
+
+    async def test_has_a_document_that_names_the_prefix(
+        self, web: httpx.AsyncClient, prefix: str
+    ) -> None:
+        servers = (await web.get("/openapi.json")).json()["servers"]
+        assert [server["url"] for server in servers] == ([prefix] if prefix else []) + ["/"]
+
     async def test_is_the_only_one(self, web: httpx.AsyncClient) -> None:
         """ReDoc's would load its script from another host."""
         assert_error(await web.get("/redoc"), 404, "Not Found")

@@ -1,5 +1,5 @@
 # [Task]: T033 [From]: specs/requirements.md
-"""A soak: fifty clients, a fault every few seconds, and at the end every promise accounted for.
+"""A soak: fifty clients and some who do the worst, a fault every few seconds, every promise kept.
 `.venv/bin/python tests/faults/soak.py --seconds 600`; exits with 1 if a promise was broken."""
 
 import argparse
@@ -217,6 +217,26 @@ class Client:
         self._tally.violation(f"{self.caller.user}: {what}")
 
 
+class Searcher(Client):
+    """A user whose searches take as long as they can, in tasks that nobody changes."""
+
+    WORDS = ("a" * 199 + "b", "b" + "a" * 199)
+
+    async def fill(self, stage: "Stage") -> None:
+        async with stage.connected() as connection:
+            await connection.execute(_FULL_OF_A, self.caller.user)
+
+    async def _do_something(self, title: str | None) -> None:
+        assert title is None
+        response = await self._send("GET", f"?search={self._random.choice(self.WORDS)}")
+        if response is None:
+            return
+        if response.status_code == 503 and "The search takes too long" in response.text:
+            self._tally.classes["failed"] += 1
+        elif self._expect(response, 200, "search") and response.json():
+            self._violation(f"found {response.text[:100]}")
+
+
 def _task(json: dict[str, Any]) -> Task:
     return Task(json["description"], json["completed"])
 
@@ -430,6 +450,10 @@ class Stage:
 
 _RAISED = re.compile(r"^[\w.]+Error\b.*", re.MULTILINE)
 # Characters of six bytes in JSON.
+_FULL_OF_A = """
+    INSERT INTO task (user_id, title, description, created_at, updated_at)
+    SELECT $1, 'Task', repeat('a', 1000), now(), now() FROM generate_series(1, 3000)
+"""
 _LONG_LIST = """
     INSERT INTO task (user_id, title, description, completed, created_at, updated_at)
     SELECT $1, 'task ' || n, repeat(chr(1), 1000), false, now(), now()
@@ -459,7 +483,9 @@ async def soak(stage: Stage, seconds: float, seed: int) -> Tally:
     async with stage.service.client() as http:
         clients = [Client(http, n, seed, tally) for n in range(CLIENTS)]
         worst = Worst(stage, http)
-        runs = [worst.run(stop), *(client.run(stop) for client in clients)]
+        searcher = Searcher(http, CLIENTS, seed, tally)
+        await searcher.fill(stage)
+        runs = [worst.run(stop), *(client.run(stop) for client in (*clients, searcher))]
         running = [asyncio.create_task(run) for run in runs]
         await asyncio.sleep(CALM)
         memory = stage.memory()

@@ -46,7 +46,7 @@ def _render(kind: str, item: Any, _context: Any) -> str | Literal[False]:
 
 
 def _run(connection: Connection) -> None:
-    enter_schema_of_task(connection)
+    schema = enter_schema_of_task(connection)
     context.configure(
         connection=connection,
         process_revision_directives=_number,
@@ -54,6 +54,8 @@ def _run(connection: Connection) -> None:
         target_metadata=TASK_TABLE.metadata,
         include_object=_is_ours,
         version_table=VERSION_TABLE,
+        # Where the table task is: another of the search path may be another installation's.
+        version_table_schema=schema,
         render_as_batch=connection.dialect.name == "sqlite",
     )
     with context.begin_transaction():

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from databases import stored
+from databases import execute, stored
 from forkserver import run
 from service import PLAIN, Service, running, until
 from support import SECRET, Caller
@@ -54,6 +54,13 @@ class TestMigrations:
         assert alembic(empty_url, "upgrade", "head").returncode == 0
         assert alembic(empty_url, "downgrade", "base").returncode == 0
         assert alembic(empty_url, "check").returncode != 0
+
+    async def test_say_in_a_sentence_why_they_can_t(self, empty_url: str) -> None:
+        await execute(empty_url, "CREATE TABLE task (id int PRIMARY KEY)")
+        refused = alembic(empty_url, "upgrade", "head")
+        assert refused.returncode != 0
+        assert "column title is missing" in refused.stdout
+        assert "Traceback" not in refused.stdout
 
     async def test_compare_the_task_table_alone(self, postgresql_url: str) -> None:
         connection = await asyncpg.connect(postgresql_url)

@@ -196,10 +196,12 @@ class _Compiled:
     """A statement's SQL for one dialect, with SQLAlchemy's own conversions of values."""
 
     def __init__(self, statement: Core, dialect: Dialect, schema: str | None = None) -> None:
-        # By qualified names: a pooler forgets a search path that a session has set.
-        compiled = statement.compile(
-            dialect=dialect, schema_translate_map={None: schema}, render_schema_translate=True
-        )
+        # By qualified names: a pooler forgets a search path that a session has set. Where no schema
+        # is asked for, SQLAlchemy would name the first one of the search path.
+        translated: dict[str, Any] = {}
+        if schema is not None:
+            translated = {"schema_translate_map": {None: schema}, "render_schema_translate": True}
+        compiled = statement.compile(dialect=dialect, **translated)
         self.sql = str(compiled)
         # The method that runs it: asyncpg.Connection's, or sqlite.File's.
         self._method = "fetch"

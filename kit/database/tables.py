@@ -156,19 +156,25 @@ async def _warn_of_encoding(connection: AsyncConnection) -> None:
         )
 
 
-def enter_schema_of_task(connection: Connection) -> None:
-    """Have new tables made where the table task is, if it is; until the transaction ends."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text(_ENTER_SCHEMA_OF_TASK))
+def enter_schema_of_task(connection: Connection) -> str | None:
+    """Have new tables made where the table task is, until the transaction ends.
+
+    The name of that schema; None on SQLite, or if there is no such table.
+    """
+    if connection.dialect.name != "postgresql":
+        return None
+    schema: str | None = connection.scalar(text(_ENTER_SCHEMA_OF_TASK))
+    return schema
 
 
 _ENTER_SCHEMA_OF_TASK = """
-    SELECT set_config('search_path', nspname || ', ' || current_setting('search_path'), true)
-    FROM (
-        SELECT quote_ident(nspname) AS nspname
+    SELECT nspname FROM (
+        SELECT nspname, set_config(
+            'search_path', quote_ident(nspname) || ', ' || current_setting('search_path'), true)
         FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
         WHERE pg_class.oid = to_regclass('task')
-    ) AS task
+        OFFSET 0
+    ) AS entered
 """
 
 

@@ -4,6 +4,7 @@
 
 import logging
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import closing
 
 import asyncpg
@@ -237,3 +238,72 @@ async def test_older_table_is_mended(empty_url: str, script: str) -> None:
         async with opened(url) as database:
             [row] = await CREATE.rows(Session(database), **new("big"))
         assert row["id"] == 5_000_000_001
+
+
+@pytest.fixture
+async def first_schema(postgresql_url: str) -> AsyncIterator[str]:
+    """The URL of a database in which the user's own schema comes first in the search path."""
+    await execute(postgresql_url, "CREATE SCHEMA postgres")
+    yield postgresql_url
+    await execute(postgresql_url, "DROP SCHEMA postgres CASCADE")
+
+
+class TestSearchPath:
+    async def test_older_table_of_another_schema_is_used_there(self, first_schema: str) -> None:
+        await execute(first_schema, f"SET search_path = public; {_FITTING} {_HELD}")
+        for _ in range(2):
+            async with opened(first_schema) as database:
+                assert len(await LIST.rows(Session(database), owner="alice")) == 1
+        versions = "SELECT schemaname FROM pg_tables WHERE tablename = 'task_schema'"
+        assert await stored(first_schema, versions) == ["public"]
+
+    async def test_another_s_table_is_not_taken_for_ours_of_another_schema(
+        self, first_schema: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with opened(f"{first_schema}?schema=public"):
+            pass
+        await execute(first_schema, "CREATE TABLE postgres.task (id int PRIMARY KEY)")
+        async with opened(first_schema) as database:
+            assert not database.tables_ready
+        assert "the table postgres.task is not of this service's design" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("script", "undo", "said"),
+    [
+        (
+            f"CREATE ROLE guest LOGIN; {_FITTING} GRANT ALL ON task TO guest;"
+            "GRANT ALL ON SCHEMA public TO guest",
+            "DROP OWNED BY guest; DROP ROLE guest",
+            "must be owner of table task",
+        ),
+        (
+            "CREATE ROLE guest LOGIN; ALTER ROLE guest SET default_transaction_read_only = on;"
+            "GRANT ALL ON SCHEMA public TO guest",
+            "DROP OWNED BY guest; DROP ROLE guest",
+            "the database is read-only",
+        ),
+    ],
+    ids=["another owner", "read-only"],
+)
+async def test_role_that_may_not_is_told_once(
+    postgresql_url: str, caplog: pytest.LogCaptureFixture, script: str, undo: str, said: str
+) -> None:
+    await execute(postgresql_url, script)
+    async with opened(postgresql_url.replace("postgres@", "guest@")) as database:
+        assert not await database.is_ready()
+    [line] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said in line.getMessage()
+    await execute(postgresql_url, undo)
+
+
+async def test_encoding_that_is_not_unicode_is_warned_of(
+    postgresql_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = "CREATE DATABASE {0} TEMPLATE template0 ENCODING '{0}' LOCALE 'C'"
+    for encoding in ("latin1", "sql_ascii"):
+        await execute(postgresql_url, made.format(encoding))
+        async with opened(f"{postgresql_url.rpartition('/')[0]}/{encoding}") as database:
+            assert await database.is_ready()
+        assert f"encoding is {encoding.upper()}" in caplog.text
+        await execute(postgresql_url, f"DROP DATABASE {encoding} WITH (FORCE)")

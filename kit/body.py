@@ -22,6 +22,8 @@ MAX_BODY_BYTES = 64 * 1024
 # Seconds for the whole body: a stop of the service waits for the requests that have begun.
 BODY_TIMEOUT = 5.0
 
+# What announces a body (RFC 9112 §6.3).
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _JSON_TYPE = re.compile(r"application/(json|[a-z0-9.!#$&^_-]+\+json)")
 _NO_OBJECT = frozenset({"dict_type", "model_attributes_type", "model_type"})
 
@@ -74,8 +76,10 @@ async def ignored_body(request: Request) -> None:
     """A dependency of endpoints that take no body: Granian closes a connection whose body is not
     read. Raises BodyLost or BodyTimeout.
     """
-    with suppress(BodyTooLarge):
-        await _read(request)
+    # Few have one, and to look is all that this may cost the others.
+    if not _FRAMING.isdisjoint(dict(request.scope["headers"])):
+        with suppress(BodyTooLarge):
+            await _read(request)
 
 
 async def _read(request: Request) -> bytes:

@@ -233,7 +233,7 @@ _EXECUTION = re.compile(
     r" LOG:  execute [^:\s]+: ((?:.|\n\t)*)\n.* DETAIL:  Parameters: ((?:.|\n\t)*)"
 )
 _PARAMETER = re.compile(r"\$\d+ = (NULL|'(?:[^']|'')*')")
-_ON_TASK = re.compile(r"(FROM|INTO|UPDATE)\s+task\b")
+_ON_TASK = re.compile(r"(FROM|INTO|UPDATE)\s+(public\.)?task\b")
 _LITERAL = re.compile(r"'(?:[^']|'')*'")
 
 # What a plan may consist of: nothing that reads a table as a whole, or puts rows in order.

@@ -75,6 +75,8 @@ def prepared(statement: Statement, **values: object) -> tuple[str, list[str]]:
 def _literal(value: object) -> str:
     if value is None:
         return "NULL"
+    if isinstance(value, list):
+        return f"ARRAY[{', '.join(map(_literal, value))}]"
     if isinstance(value, bytes):
         return f"'\\x{value.hex()}'"
     return str(value) if isinstance(value, int) else f"'{value}'"

@@ -1,5 +1,5 @@
 # [Task]: T009 [From]: specs/design.md
-"""What an endpoint sees of the database: a session, and the statements it runs in it.
+"""The only door to the database: sessions, the statements that run in them, and SQL to write those.
 
 How either works is told in kit/database/.
 """
@@ -13,23 +13,52 @@ from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from kit.database import database as machinery
-from kit.database.database import Database, Session
-from kit.database.execute import Statement
+from kit.database.database import Database
+from kit.database.execute import Record, Row, Statement
 from kit.database.failures import DRIVER_ERRORS
+from kit.database.search import Word, holds
+from kit.database.session import ReadSession, Session
+from kit.database.sql import (
+    UTCDateTime,
+    advance,
+    code_points,
+    returned_rfc3339,
+    rfc3339,
+    rfc3339_text,
+    unless_key_is_known,
+    utc_now,
+)
+from kit.database.tables import keep_tables
 from kit.disconnect import EndsWithClient
 from kit.errors import DatabaseUnavailable
 from kit.logs import Outage
+from kit.routing import ends_before_response
 from models import TASK_TABLE
 from settings import Settings
 
 __all__ = [
     "Database",
+    "ReadSession",
+    "ReadSessionDep",
+    "Record",
+    "Row",
     "Session",
     "SessionDep",
     "Statement",
+    "UTCDateTime",
+    "Word",
+    "advance",
     "check_database_settings",
+    "code_points",
     "get_session",
+    "holds",
+    "keep_tables",
     "open_database",
+    "returned_rfc3339",
+    "rfc3339",
+    "rfc3339_text",
+    "unless_key_is_known",
+    "utc_now",
 ]
 
 _READING = ("GET", "HEAD")
@@ -49,11 +78,12 @@ def check_database_settings(settings: Settings) -> None:
     machinery.new_database(settings, TASK_TABLE)
 
 
+@ends_before_response
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     """A session that commits when the endpoint succeeds and rolls back when it fails.
 
-    For a GET it may be one to a replica, and on SQLite it only reads: neither can be written to.
-    Use it as `SessionDep`: with FastAPI's default scope the commit would come after the response.
+    It ends before the response is sent, whatever scope `Depends` names. For a GET it may be one to
+    a replica, and on SQLite it only reads: neither can be written to. `ReadSessionDep` says so.
     """
     primary: Database | None = getattr(request.app.state, "database", None)
     if primary is None:
@@ -81,4 +111,7 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
                     await session.close()
 
 
+# The scope is for an override that yields: FastAPI would end it after the response.
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
+# The same dependency for a GET: to write by it is a type error.
+ReadSessionDep = Annotated[ReadSession, Depends(get_session, scope="function")]

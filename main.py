@@ -13,10 +13,11 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from db import open_database
+from fastapi import FastAPI
+
+from db import keep_tables, open_database
 from kit import documentation
 from kit.access_log import access_log
-from kit.database.tables import keep_tables
 from kit.errors import install_error_handlers
 from kit.logs import service_logs
 from kit.long_answers import LongAnswers
@@ -33,7 +34,7 @@ logger = logging.getLogger("tasks.settings")
 
 
 @asynccontextmanager
-async def lifespan(app: TaskAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Check the settings, open the database, and close it at the end. Raises SettingsError."""
     settings = get_settings()
     with service_logs(settings), access_log.opened(settings):

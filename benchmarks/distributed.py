@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from cluster import DISTRIBUTE, Node, citus
 from databases import opened
 
-from kit.database.database import Database, Session
+from kit.database.database import Database
+from kit.database.session import Session
 from kit.database.sql import utc_now
 from tasks import queries
 

@@ -39,7 +39,7 @@ class JsonBody[T]:
         self._adapter = TypeAdapter(schema)
 
     async def __call__(self, request: Request) -> T:
-        return self._parse(request, await _read(request))
+        return self._parse(request, await read_body(request))
 
     def _parse(self, request: Request, body: bytes) -> T:
         declared = request.headers.get("content-type")
@@ -68,7 +68,7 @@ class OptionalJsonBody[T](JsonBody[T]):
     """The same, and None where there is no body."""
 
     async def __call__(self, request: Request) -> T | None:  # type: ignore[override]
-        body = await _read(request)
+        body = await read_body(request)
         return self._parse(request, body) if body else None
 
 
@@ -79,10 +79,11 @@ async def ignored_body(request: Request) -> None:
     # Few have one, and to look is all that this may cost the others.
     if not _FRAMING.isdisjoint(dict(request.scope["headers"])):
         with suppress(BodyTooLarge):
-            await _read(request)
+            await read_body(request)
 
 
-async def _read(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes:
+    """The body, within its limits. Raises BodyLost, BodyTimeout or BodyTooLarge."""
     fields = dict(request.scope["headers"])
     is_chunked = b"transfer-encoding" in fields
     length = fields.get(b"content-length")

@@ -8,8 +8,8 @@ route is made, and what is left of it is a few calls.
 
 import inspect
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -20,15 +20,12 @@ from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute, request_response
-from fastapi.telemetry import TelemetryConfig
-from opentelemetry._logs import LoggerProvider
-from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import TracerProvider
-from starlette.applications import Starlette
+from fastapi.security.base import SecurityBase
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute, Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kit.body import read_body
 from kit.middleware import RequestMiddleware
 from kit.openapi import complete
 
@@ -36,6 +33,28 @@ from kit.openapi import complete
 type Given = dict[Callable[..., Any], Any]
 
 type Step = Callable[[Request, Given], Awaitable[Response]]
+
+
+class EndsBeforeResponse[T]:
+    """A dependency with a part that comes after the endpoint, and before the response is sent.
+
+    FastAPI ends a generator after the response unless every `Depends` on it has scope="function".
+    """
+
+    def __init__(self, function: Callable[[Request], AsyncIterator[T]]) -> None:
+        self.enter = asynccontextmanager(function)
+        self.__doc__ = function.__doc__
+
+    async def __call__(self, request: Request) -> T:
+        stack: AsyncExitStack = request.scope["fastapi_function_astack"]
+        return await stack.enter_async_context(self.enter(request))
+
+
+def ends_before_response[T](
+    function: Callable[[Request], AsyncIterator[T]],
+) -> EndsBeforeResponse[T]:
+    """The generator as a dependency, `yield`ing once, that ends before the response is sent."""
+    return EndsBeforeResponse(function)
 
 
 class DirectRoute(APIRoute):
@@ -52,14 +71,18 @@ class DirectRoute(APIRoute):
             not {field.alias for field in self.dependant.path_params}
             <= self.param_convertors.keys()
         ):
-            raise TypeError(f"{endpoint} takes the path in a form that a DirectRoute can't give")
+            raise TypeError(
+                f"{_name(endpoint)} takes the path in a form that a DirectRoute can't give: "
+                "declare each parameter of the path by itself, or use FastAPI's APIRoute"
+            )
         step = _endpoint_step(self.dependant)
         called: list[Any] = []
         # What several parameters ask for is given once.
         dependencies: dict[Any, Dependant] = {d.call: d for d in self.dependant.dependencies}
         for call, dependency in reversed(dependencies.items()):
-            if _is_entered(dependency):
-                step, called = _within(call, _after(called, step)), []
+            enter = _context(dependency)
+            if enter is not None:
+                step, called = _within(call, enter, _after(called, step)), []
             else:
                 called.insert(0, call)
         self._first_step = _after(called, step)
@@ -96,8 +119,7 @@ def _endpoint_step(dependant: Dependant) -> Step:
     request_name = dependant.request_param_name
     names = {name for name, *_ in given + path} | ({request_name} - {None})
     names |= {field.name for other in others for field in other.fields}
-    if names != signature.parameters.keys() or signature.return_annotation is not Response:
-        raise TypeError(f"{endpoint} takes what a DirectRoute can't give, or gives no Response")
+    _check_endpoint(endpoint, signature, names)
 
     async def call(request: Request, solved: Given) -> Response:
         arguments = {name: solved[dependency] for name, dependency in given}
@@ -120,6 +142,22 @@ def _endpoint_step(dependant: Dependant) -> Step:
         return response
 
     return call
+
+
+def _check_endpoint(endpoint: Any, signature: inspect.Signature, names: set[str | None]) -> None:
+    """Raise TypeError for one that a DirectRoute can't call."""
+    name, cure = _name(endpoint), "or use FastAPI's APIRoute"
+    if not inspect.iscoroutinefunction(endpoint):
+        raise TypeError(f"{name} is not async: write `async def`, {cure}")
+    unknown = ", ".join(signature.parameters.keys() - names)
+    if unknown:
+        raise TypeError(
+            f"{name} takes {unknown}, which a DirectRoute can't give: it gives path, query, header "
+            f"and cookie parameters, the Request, dependencies, and a body by JsonBody; {cure[3:]}"
+        )
+    returned = signature.return_annotation
+    if not (inspect.isclass(returned) and issubclass(returned, Response)):
+        raise TypeError(f"{name} must be annotated to return a Response, {cure}")
 
 
 class _Others:
@@ -164,21 +202,37 @@ def _headers(fields: list[ModelField], source: str) -> set[bytes] | None:
     return {(field.validation_alias or field.alias).lower().encode() for field in fields}
 
 
-def _is_entered(dependency: Dependant) -> bool:
-    """Whether a dependency yields what it gives, rather than returns it.
+def _context(dependency: Dependant) -> Callable[[Request], Any] | None:
+    """The context manager of a dependency that ends after the endpoint, None for any other.
 
     Raises TypeError for one that a DirectRoute can't call.
     """
     call: Any = dependency.call
-    if not dependency.request_param_name or len(inspect.signature(call).parameters) != 1:
-        raise TypeError(f"{call} takes more than the request, which a DirectRoute can't give")
+    name, cure = _name(call), "or use FastAPI's APIRoute"
+    others = inspect.signature(call).parameters.keys() - {dependency.request_param_name}
+    if others or dependency.request_param_name is None:
+        raise TypeError(
+            f"{name} takes {', '.join(others) or 'nothing'}, but a dependency of a DirectRoute "
+            f"takes the Request and nothing else: read the rest from the request, {cure}"
+        )
     if not dependency.use_cache:
-        raise TypeError(f"{call} is to be called for each who asks, which a DirectRoute can't do")
-    if inspect.isasyncgenfunction(call) and dependency.scope == "function":
-        return True
+        raise TypeError(f"{name} has use_cache=False, but is called once here: remove that, {cure}")
+    if isinstance(call, EndsBeforeResponse):
+        return call.enter
+    if inspect.isasyncgenfunction(call):
+        if dependency.scope == "function":
+            return asynccontextmanager(call)
+        raise TypeError(
+            f"{name} yields, and so would end after the response: "
+            'declare it by Depends(…, scope="function")'
+        )
     if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__):
-        return False
-    raise TypeError(f"{call} is no coroutine, nor a generator whose scope is the function's")
+        return None
+    raise TypeError(f"{name} is not async: write `async def`, {cure}")
+
+
+def _name(call: Any) -> str:
+    return getattr(call, "__name__", type(call).__name__)
 
 
 def _after(calls: Sequence[Callable[..., Any]], step: Step) -> Step:
@@ -194,21 +248,13 @@ def _after(calls: Sequence[Callable[..., Any]], step: Step) -> Step:
     return after
 
 
-def _within(call: Callable[..., Any], step: Step) -> Step:
-    """Enter a dependency that yields, and leave it after the next step."""
+def _within(call: Callable[..., Any], enter: Callable[[Request], Any], step: Step) -> Step:
+    """Enter a dependency's context, and leave it after the next step."""
 
-    # What asynccontextmanager does, for half of its time.
     async def within(request: Request, solved: Given) -> Response:
-        generator = call(request)
-        solved[call] = await anext(generator)
-        try:
-            response = await step(request, solved)
-        except BaseException as error:
-            with suppress(StopAsyncIteration):  # It may end; the error is not its own to swallow.
-                await generator.athrow(error)
-            raise
-        await anext(generator, None)
-        return response
+        async with enter(request) as solved[call]:
+            return await step(request, solved)
+        raise RuntimeError(f"{_name(call)} swallowed the exception of the endpoint")
 
     return within
 
@@ -278,38 +324,7 @@ _ERROR = "tasks.error"
 
 
 class TaskAPI(FastAPI):
-    """A FastAPI app that answers a request for a DirectRoute by as few calls as can be."""
-
-    # Whether OpenTelemetry is set up, as the first request after a start finds it.
-    _is_observed: bool | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As FastAPI's, which asks for OpenTelemetry with each request: 6 µs."""
-        if scope["type"] != "http":
-            self._is_observed = None
-        elif self._is_observed is None:
-            self._is_observed = self._native_telemetry.enabled()
-        if scope["type"] != "http" or self._is_observed or self.root_path:
-            await super().__call__(scope, receive, send)
-        else:
-            await Starlette.__call__(self, scope, receive, send)
-
-    @contextmanager
-    def observed_by(
-        self, tracer: TracerProvider, meter: MeterProvider, logger: LoggerProvider
-    ) -> Iterator[None]:
-        """Inside, FastAPI's telemetry goes to these."""
-        config = self._native_telemetry.config
-        before = config.copy()
-        config.update(
-            TelemetryConfig(tracer_provider=tracer, meter_provider=meter, logger_provider=logger)
-        )
-        self._is_observed = None
-        try:
-            yield
-        finally:
-            config.update(before)
-            self._is_observed = None
+    """A FastAPI app that calls DirectRoutes without the layers of FastAPI's routers."""
 
     def openapi(self) -> dict[str, Any]:
         """As FastAPI's, made once, and completed."""
@@ -346,6 +361,8 @@ class _Routes:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             found = self._table.find(scope["method"], path)
         if found is None or "fastapi.telemetry" in scope:
+            if scope["type"] == "http":
+                receive = _JudgedBody(self._app, scope, receive)
             await self._frameworks_way(scope, receive, send)
             return
         route, parameters = found
@@ -363,3 +380,34 @@ class _Routes:
 
 async def _raise_error(scope: Scope, _receive: Receive, _send: Send) -> None:
     raise scope[_ERROR]
+
+
+class _JudgedBody:
+    """The `receive` of a request that FastAPI's solver answers: judges the token before the body.
+
+    FastAPI reads a body that an endpoint declares before it solves dependencies. So this asks the
+    route's security dependencies first, and reads within the limits of kit/body.py.
+    """
+
+    def __init__(self, app: FastAPI, scope: Scope, receive: Receive) -> None:
+        self._app = app
+        self._scope = scope
+        self._receive = receive
+        self._is_read = False
+
+    async def __call__(self) -> Message:
+        if self._is_read:
+            return await self._receive()
+        self._is_read = True
+        request = Request(self._scope, self._receive)
+        for guard in _guards(getattr(self._scope.get("route"), "dependant", None)):
+            if guard not in self._app.dependency_overrides:
+                await guard(request)
+        return {"type": "http.request", "body": await read_body(request), "more_body": False}
+
+
+def _guards(dependant: Dependant | None) -> Iterator[Any]:
+    for dependency in dependant.dependencies if dependant else ():
+        if isinstance(dependency.call, SecurityBase):
+            yield dependency.call
+        yield from _guards(dependency)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic_core import to_json
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db import SessionDep
+from db import ReadSessionDep, SessionDep, utc_now
 from errors import (
     InvalidCursor,
     PreconditionFailed,
@@ -20,7 +20,6 @@ from errors import (
     TooManyTags,
 )
 from kit.body import JsonBody, OptionalJsonBody, ignored_body
-from kit.database.sql import utc_now
 from kit.errors import (
     INTERNAL_ERROR,
     AccessDenied,
@@ -155,7 +154,7 @@ async def _change(
 async def list_tasks(
     request: Request,
     user_id: UserId,
-    session: SessionDep,
+    session: ReadSessionDep,
     query: Annotated[ListQuery, Query()],
     if_none_match: IfNoneMatch = None,
 ) -> Response:
@@ -230,7 +229,7 @@ async def create_task(
     | not_modified("ETag"),
 )
 async def get_task(
-    user_id: UserId, task_id: TaskId, session: SessionDep, if_none_match: IfNoneMatch = None
+    user_id: UserId, task_id: TaskId, session: ReadSessionDep, if_none_match: IfNoneMatch = None
 ) -> Response:
     """One task."""
     row = await GET.row(session, owner=user_id, task_id=task_id)

@@ -14,7 +14,7 @@ from fastapi import Header
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 
-from kit.database.sql import rfc3339_text
+from db import rfc3339_text
 from kit.paths import OrAbsent
 from models import IDEMPOTENCY_KEY_LENGTH
 from schemas import TaskCreate

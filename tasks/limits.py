@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from fastapi import Request
 
+from db import Database, Session
 from errors import TaskLimitReached
-from kit.database.database import Database, Session
 from kit.errors import DatabaseUnavailable
 from settings import get_settings
 from tasks.queries import COUNT

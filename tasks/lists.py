@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from itertools import batched
 
 from fastapi import Request, Response
-from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db import Statement
-from kit.database.execute import Record
+from db import ReadSession, Record, Statement
 from kit.long_answers import SHORT, LongAnswer, LongAnswers, Share
 from schemas import tasks_json
 from tasks.conditional import content_tag
@@ -26,7 +24,7 @@ def long_answers(request: Request) -> LongAnswers:
 
 
 async def whole_list(
-    statement: Statement, session: AsyncSession, share: Share, **values: object
+    statement: Statement[ReadSession], session: ReadSession, share: Share, **values: object
 ) -> Sequence[Record]:
     """All tasks that the statement finds, by one statement, so that they show one moment.
 

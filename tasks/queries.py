@@ -44,18 +44,21 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.types import TypeEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db import Statement
-from errors import SearchTooSlow
-from kit.database.execute import Record, Row
-from kit.database.search import Word, holds
-from kit.database.sql import (
+from db import (
+    ReadSession,
+    Record,
+    Row,
+    Statement,
     UTCDateTime,
+    Word,
     advance,
     code_points,
+    holds,
     returned_rfc3339,
     rfc3339,
     unless_key_is_known,
 )
+from errors import SearchTooSlow
 from kit.errors import StatementTooSlow
 from models import HAS_KEY, IS_DELETED, TASK_TABLE
 from schemas import Order, Sort, TaskCreate, TaskPublic, TaskUpdate
@@ -190,10 +193,10 @@ def _passes(of: Columns, name: str) -> ColumnElement[bool]:
     return or_(holds(of.title, word), holds(of.description, word))
 
 
-class _Search(Statement):
+class _Search(Statement[ReadSession]):
     """A statement that looks for a word in each of a user's tasks."""
 
-    async def records(self, session: AsyncSession, **values: object) -> Sequence[Record]:
+    async def records(self, session: ReadSession, **values: object) -> Sequence[Record]:
         """As a Statement's; raises SearchTooSlow in addition."""
         try:
             return await super().records(session, **values)
@@ -202,7 +205,9 @@ class _Search(Statement):
 
 
 @cache
-def listing(sort: Sort, order: Order, *filters: str, goes_on: bool = False) -> Statement:
+def listing(
+    sort: Sort, order: Order, *filters: str, goes_on: bool = False
+) -> Statement[ReadSession]:
     """The tasks that pass filters; `part` of them at most, or all.
 
     One that goes on begins after a task: with its `task_id`, and by the sort's name its sort key.

@@ -13,10 +13,7 @@ from contextlib import suppress
 from fastapi import Request
 from sqlalchemy import String, bindparam, func, select
 
-from db import Statement
-from kit.database.database import Database, Session
-from kit.database.execute import Record
-from kit.database.sql import UTCDateTime, utc_now
+from db import Database, Record, Session, Statement, UTCDateTime, utc_now
 from kit.errors import DatabaseUnavailable
 from models import IS_DELETED, TASK_TABLE
 from tasks.idempotency import KEY_LIFETIME

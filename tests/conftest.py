@@ -18,7 +18,8 @@ from faults.proxy import Proxy, proxying
 from postgresql import PostgreSQL
 from support import SECRET, Caller
 
-from kit.database.database import Database, Session
+from kit.database.database import Database
+from kit.database.session import Session
 from main import app
 from settings import Settings
 from tasks.queries import CREATE, LIST

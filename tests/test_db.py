@@ -2,7 +2,7 @@
 """The session of an endpoint: it commits before the answer, or leaves nothing behind."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
@@ -12,13 +12,13 @@ from databases import (
     new,
     stored,
 )
-from fastapi import FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException
 from sqlalchemy import text
 from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from db import SessionDep
+from db import SessionDep, get_session
 from kit.database.database import Database
 from kit.errors import DatabaseUnavailable, install_error_handlers
 from kit.middleware import RequestMiddleware
@@ -101,11 +101,20 @@ type Write = Callable[[AsyncSession], Any]
 
 class TestGetSession:
     @every_write
+    @pytest.mark.parametrize("scope", ["function", "request", None])
     async def test_commits_before_the_response_is_sent(
-        self, app: FastAPI, database: Database, database_url: str, add: Write, titles: list[str]
+        self,
+        app: FastAPI,
+        database: Database,
+        database_url: str,
+        add: Write,
+        titles: list[str],
+        scope: Any,
     ) -> None:
         @app.post("/", status_code=201)
-        async def endpoint(session: SessionDep) -> None:
+        async def endpoint(
+            session: Annotated[AsyncSession, Depends(get_session, scope=scope)],
+        ) -> None:
             await add(session)
 
         witness = Witness(app, database_url)

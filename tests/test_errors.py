@@ -290,7 +290,8 @@ class TestUnhandledErrors:
         async def session() -> None:
             raise RuntimeError("postgresql://user:hunter2@host/database")
 
-        monkeypatch.setitem(main_app.dependency_overrides, get_session, session)
+        overrides: dict[Any, Any] = main_app.dependency_overrides
+        monkeypatch.setitem(overrides, get_session, session)
 
     @pytest.mark.usefixtures("broken")
     async def test_are_500_with_the_request_id(

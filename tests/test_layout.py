@@ -54,3 +54,26 @@ def test_top_level_is_what_a_developer_changes() -> None:
     there = {path.stem for path in ROOT.glob("*.py")}
     machinery = {"server", "connections"}  # Until the server does what they do.
     assert there - machinery == {"main", "settings", "models", "schemas", "db", "errors", "serve"}
+
+
+def test_db_is_the_only_door() -> None:
+    service = [path for path in MODULES if path.parts[0] in ("routes", "tasks", "main.py")]
+    assert len(service) > 5
+    for path in service:
+        tree = ast.parse((ROOT / path).read_text())
+        names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert not [name for name in names if name.startswith("kit.database")], path
+
+
+# Their modules and members that begin with an underscore; kit/ names each in specs/reliance.md.
+LIBRARIES = ("fastapi", "starlette", "sqlalchemy", "sqlmodel", "asyncpg", "granian", "uvicorn")
+
+
+def test_only_kit_uses_what_is_private_to_a_library() -> None:
+    for path in MODULES:
+        if path.parts[0] == "kit":
+            continue
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(LIBRARIES):
+                parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                assert not [part for part in parts if part.startswith("_")], path

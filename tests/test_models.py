@@ -20,7 +20,7 @@ from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 from statements import STATEMENTS, VALUES
 
-from kit.database.database import Session
+from kit.database.session import Session
 from kit.database.sql import UTCDateTime, advance, rfc3339, utc_now
 from models import DESCRIPTION_LENGTH, IDEMPOTENCY_KEY_LENGTH, TASK_TABLE, TITLE_LENGTH, Task, User
 from schemas import TaskPublic, tasks_json

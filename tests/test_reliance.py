@@ -14,9 +14,9 @@ from databases import new, opened, stored
 from faults.proxy import Proxy
 from sqlmodel import select
 
-from kit.database.database import Session
 from kit.database.failures import nothing_sent, service_error
 from kit.database.pool import Connection, pool_of
+from kit.database.session import Session
 from kit.errors import DatabaseUnavailable
 from models import Task
 from tasks.queries import CREATE, GET

@@ -20,7 +20,6 @@ from typing import Any
 
 from sqlalchemy import Select, Table, UpdateBase, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlmodel.ext.asyncio.session import AsyncSession
 
 from kit.database import sqlite
 from kit.database.failures import DRIVER_ERRORS, service_error
@@ -269,36 +268,6 @@ class _Replica(Database):
     def __init__(self, settings: Settings, table: Table) -> None:
         url = settings.database_read_url
         super().__init__(settings.model_copy(update={"database_url": url}), table)
-
-
-class Session(AsyncSession):
-    """The session that `get_session` gives; a Statement runs on its own in it.
-
-    What SQLAlchemy's session needs is made when something asks for it: a Statement never does.
-    """
-
-    def __init__(
-        self, database: Database, primary: Database | None = None, *, reads: bool = False
-    ) -> None:
-        self.database = database
-        self._reads = reads
-        # Where a Statement goes when the database, as a replica, fails it at once.
-        self.primary = primary or database
-        # When its request began to wait for the database.
-        self.waiting_since = time.monotonic()
-
-    def __getattr__(self, name: str) -> Any:
-        """Called for what is missing, and until then all that SQLAlchemy keeps here is."""
-        if "sync_session" in vars(self) or "database" not in vars(self):
-            raise AttributeError(name)
-        engine = self.database.engine_for(reads=self._reads)
-        super().__init__(engine, expire_on_commit=False)
-        return getattr(self, name)
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether it is in a transaction."""
-        return "sync_session" in vars(self) and self.in_transaction()
 
 
 def new_database(settings: Settings, table: Table) -> Database:

@@ -8,14 +8,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import batched
-from typing import Any
+from typing import Any, cast, overload
 
 import asyncpg
-from sqlalchemy import Dialect, Select
+from sqlalchemy import Dialect, Select, UpdateBase
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from kit.database import sqlite
-from kit.database.database import Core, Database, Session
+from kit.database.database import Core, Database
 from kit.database.failures import (
     DRIVER_ERRORS,
     database_errors,
@@ -24,6 +24,7 @@ from kit.database.failures import (
     shard_has_moved,
 )
 from kit.database.pool import AtHand, give_back, take
+from kit.database.session import AnySelect, ReadSession, Session
 from kit.errors import DatabaseUnavailable
 
 # The connection broke while the statement ran: it may have been done.
@@ -51,7 +52,7 @@ type Row = dict[str, Any]
 type Converter = Callable[[Any], Any]
 
 
-class Statement:
+class Statement[S: ReadSession = AsyncSession]:
     """A Core statement, compiled once per kind of database and run on the driver's connection.
 
     On its own, a statement is its own transaction: it is done when its rows are back, in one round
@@ -59,6 +60,12 @@ class Statement:
     transaction, or one that a test put in place of ours, it takes part in that transaction.
     """
 
+    @overload
+    def __init__(self: "Statement[ReadSession]", statement: AnySelect) -> None: ...
+    @overload
+    def __init__(
+        self: "Statement[AsyncSession]", statement: UpdateBase, *, repeatable: bool = ...
+    ) -> None: ...
     def __init__(self, statement: Core, *, repeatable: bool = False) -> None:
         """`repeatable` says of a write that to run it twice does the same as to run it once."""
         self.core = statement
@@ -66,24 +73,25 @@ class Statement:
         self._is_repeatable = repeatable or isinstance(statement, Select)
         self._compiled: dict[tuple[str, str | None], _Compiled] = {}
 
-    async def records(self, session: AsyncSession, **values: object) -> Sequence[Record]:
+    async def records(self, session: S, **values: object) -> Sequence[Record]:
         """Run it with values for its bind parameters. Raises DatabaseUnavailable."""
         if isinstance(session, Session) and not session.has_begun:
             return await self._run_alone(session, values)
+        in_transaction = cast(AsyncSession, session)
         with database_errors():
             # SQLAlchemy knows how the transaction stands, and sends its BEGIN if need be.
-            await session.flush()
-            connection = await session.connection()
+            await in_transaction.flush()
+            connection = await in_transaction.connection()
             if connection.dialect.name == "sqlite":
                 await sqlite.add_functions(connection)
             result = await connection.execute(self.core, values)
             return result.all()
 
-    async def rows(self, session: AsyncSession, **values: object) -> list[Row]:
+    async def rows(self, session: S, **values: object) -> list[Row]:
         """The same by the names of columns, which takes as long again for a long list."""
         return [self.named(record) for record in await self.records(session, **values)]
 
-    async def row(self, session: AsyncSession, **values: object) -> Row | None:
+    async def row(self, session: S, **values: object) -> Row | None:
         """The first of `rows`, if there is one."""
         records = await self.records(session, **values)
         return self.named(records[0]) if records else None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
+from fastapi import FastAPI
 from opentelemetry._logs import LoggerProvider, SeverityNumber
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from opentelemetry.trace import SpanKind, StatusCode, Tracer
@@ -25,9 +26,9 @@ from kit.errors import (
     ServiceError,
 )
 from kit.logs import current_request_id
-from kit.routing import TaskAPI
 from kit.telemetry.export import Providers
 from kit.telemetry.export import logger as own_logger
+from kit.telemetry.start import configured
 
 # By what was raised; a short list, so that it makes few time series.
 _VERDICTS: dict[type[ServiceError | None], str] = {
@@ -59,14 +60,21 @@ class Guard(Protocol):
 
 @contextmanager
 def recording(
-    app: TaskAPI, database: Database, guard: Guard, providers: Providers
+    app: FastAPI, database: Database, guard: Guard, providers: Providers
 ) -> Iterator[None]:
     """Inside, the app and its database are recorded."""
     meter = providers.meter.get_meter("tasks", app.version)
     tracer = providers.tracer.get_tracer("tasks", app.version)
     records = _RecordExport(providers.logger)
     with ExitStack() as stack:
-        stack.enter_context(app.observed_by(*providers))
+        stack.enter_context(
+            configured(
+                app,
+                tracer_provider=providers.tracer,
+                meter_provider=providers.meter,
+                logger_provider=providers.logger,
+            )
+        )
         stack.enter_context(guard.told_to(_verdict_counter(meter)))
         stack.enter_context(access_log.told_to(records.request))
         for name in _LOGGERS:

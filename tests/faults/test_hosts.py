@@ -34,9 +34,10 @@ from faults.stage import (
     stopped,
     watched,
 )
-from kit.database.database import Database, Session
+from kit.database.database import Database
 from kit.database.execute import Statement
 from kit.database.hosts import LATE
+from kit.database.session import Session
 from kit.database.tables import upgrade_tables
 from kit.errors import DatabaseUnavailable
 from tasks.queries import CREATE

@@ -19,8 +19,8 @@ from sqlmodel import col, select
 from support import Caller
 
 from faults.pgbouncer import PgBouncer, pooling
-from kit.database.database import Session
 from kit.database.indexes import make_indexes
+from kit.database.session import Session
 from models import Task
 
 CLIENTS = 40

@@ -20,7 +20,8 @@ from service import serving, until
 from sqlalchemy import text
 from support import Caller
 
-from kit.database.database import Database, Session
+from kit.database.database import Database
+from kit.database.session import Session
 from kit.logs import LineFormatter, service_logs
 from kit.tracebacks import safe_traceback
 from models import Task

@@ -23,7 +23,8 @@ from pydantic import SecretStr
 from sqlmodel import select as select_entities
 
 from db import SessionDep, open_database
-from kit.database.database import Database, Replicated, Session
+from kit.database.database import Database, Replicated
+from kit.database.session import Session
 from kit.errors import DatabaseUnavailable
 from models import Task
 from settings import SettingsError

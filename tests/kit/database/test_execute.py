@@ -27,9 +27,10 @@ from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from db import open_database
-from kit.database.database import Database, Session
+from kit.database.database import Database
 from kit.database.execute import Statement
 from kit.database.pool import pool_of
+from kit.database.session import Session
 from kit.database.sql import rfc3339_text, utc_now
 from kit.errors import DatabaseUnavailable, StatementTimeout
 from models import TASK_TABLE, Task

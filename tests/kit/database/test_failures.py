@@ -11,8 +11,8 @@ import sqlalchemy.exc
 from databases import in_use, opened
 from fastapi import HTTPException
 
-from kit.database.database import Session
 from kit.database.failures import database_errors, describe
+from kit.database.session import Session
 from kit.errors import DatabaseUnavailable, InvalidToken
 from tasks.queries import GET
 

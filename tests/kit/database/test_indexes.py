@@ -8,8 +8,8 @@ import pytest
 from databases import execute, new, opened, stored
 from support import Caller, assert_error
 
-from kit.database.database import Session
 from kit.database.indexes import INDEXES_LOCK, make_indexes
+from kit.database.session import Session
 from kit.errors import DatabaseUnavailable, StatementTimeout
 from models import TASK_TABLE
 from tasks.queries import CREATE, CREATE_ONCE

@@ -11,8 +11,9 @@ from faults.proxy import Proxy
 from sqlalchemy import text
 from sqlmodel import select as select_entities
 
-from kit.database.database import Database, Session
+from kit.database.database import Database
 from kit.database.pool import pool_of
+from kit.database.session import Session
 from kit.errors import DatabaseUnavailable
 from models import Task
 from tasks.queries import CREATE, LIST

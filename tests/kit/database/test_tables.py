@@ -18,7 +18,7 @@ from databases import (
 )
 
 from db import open_database
-from kit.database.database import Session
+from kit.database.session import Session
 from kit.database.tables import START_PATIENCE
 from kit.errors import DatabaseUnavailable
 from models import TASK_TABLE

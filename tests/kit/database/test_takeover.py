@@ -15,7 +15,7 @@ from postgresql import PostgreSQL
 from support import Caller
 
 from kit.database import tables
-from kit.database.database import Session
+from kit.database.session import Session
 from main import app
 from tasks.queries import CREATE, LIST
 

@@ -11,7 +11,7 @@ from databases import opened
 from faults.certificates import Authority
 from sqlalchemy import text
 
-from kit.database.database import Session
+from kit.database.session import Session
 from kit.database.urls import place, read_url
 from kit.errors import StatementTimeout
 from settings import SettingsError

@@ -14,7 +14,7 @@ from support import SECRET
 
 from db import open_database
 from kit.database.database import Database
-from kit.database.pool import pool_of
+from kit.database.idle import pool_of
 from kit.database.sql import utc_now
 from kit.database.tables import keep_tables
 from settings import Settings
@@ -85,7 +85,7 @@ async def execute(url: str, script: str) -> None:
 def in_use(database: Database) -> int:
     """Connections that somebody works with."""
     pool = pool_of(database.engine)
-    return pool.checkedout() - len(getattr(pool, "at_hand", ()))
+    return pool.checkedout() - len(getattr(pool, "idle", ()))
 
 
 async def all_returned(database: Database) -> None:

@@ -13,7 +13,7 @@ from scripts.mutants import ROOT, mutants
 def test_mutants_are_the_module_with_one_place_changed(module: str) -> None:
     source = ast.unparse(ast.parse((ROOT / module).read_text())).splitlines()
     made = list(mutants(ROOT / module))
-    assert len(made) >= 10
+    assert len(made) >= 5
     for mutant in made:
         changed = ast.unparse(ast.parse(mutant.source)).splitlines()
         assert mutant.module == module
@@ -23,4 +23,4 @@ def test_mutants_are_the_module_with_one_place_changed(module: str) -> None:
 def test_mutants_of_a_gate_are_those_that_a_reader_would_name() -> None:
     changes = {mutant.change for mutant in mutants(ROOT / "kit/database/gate.py")}
     assert "1 -> 2" in changes
-    assert any(change.startswith("turn.cancelled() -> not (") for change in changes)
+    assert any(change.startswith("self._permits.locked() -> not (") for change in changes)

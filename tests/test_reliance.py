@@ -1,10 +1,8 @@
 # [Task]: T026 [From]: specs/reliance.md
 """What is relied on beyond documented interfaces is still as it was: for upgrades."""
 
-import asyncio
 import re
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,14 +13,14 @@ from faults.proxy import Proxy
 from sqlmodel import select
 
 from kit.database.failures import nothing_sent, service_error
-from kit.database.pool import Connection, pool_of
+from kit.database.idle import pool_of
 from kit.database.session import Session
 from kit.errors import DatabaseUnavailable
 from models import Task
 from tasks.queries import CREATE, GET
 
 ROOT = Path(__file__).parent.parent
-NAME = re.compile(r"__asyncpg_stmt_[0-9a-f]+__[0-9a-f]{12}")
+NAME = re.compile(r"(__asyncpg_stmt_[0-9a-f]+_|task_api)_[0-9a-f]{12,16}")
 
 
 class TestDocument:
@@ -37,6 +35,13 @@ class TestDocument:
             for name in re.findall(r"`((?:test_|Test)\w+)`", test):
                 assert re.search(rf"(class|def) {name}\b", tests), name
 
+    def test_names_every_private_module_that_is_imported(self) -> None:
+        document = (ROOT / "specs/reliance.md").read_text()
+        imports = re.compile(r"^ *from ((?!kit)[\w.]*\b_[a-z]\w*(?:\.\w+)*) import", re.MULTILINE)
+        for path in (ROOT / "kit").rglob("*.py"):
+            for module in imports.findall(path.read_text()):
+                assert module.rpartition(".")[2] in document, (path, module)
+
 
 class TestStatementNames:
     async def test_are_those_of_no_other_connection(self, postgresql_url: str) -> None:
@@ -44,46 +49,12 @@ class TestStatementNames:
         for _ in range(2):
             async with opened(postgresql_url, database_pool_size=1) as database:
                 await CREATE.rows(Session(database), **new("named"))
-                [connection] = pool_of(database.engine).at_hand
+                [connection] = pool_of(database.engine).idle
                 prepared = await connection.driver.fetch("SELECT name FROM pg_prepared_statements")
                 names += [row["name"] for row in prepared]
         assert len(names) >= 4
         assert all(NAME.fullmatch(name) for name in names)
         assert len(set(names)) == len(names)
-
-
-@pytest.fixture
-async def connection(postgresql_url: str) -> AsyncIterator[Connection]:
-    connection = await asyncpg.connect(
-        postgresql_url, connection_class=Connection, command_timeout=0.2
-    )
-    yield connection
-    await connection.close()
-
-
-class TestPreparedStatement:
-    async def test_is_run_without_asyncpgs_layers(
-        self, connection: Connection, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        sql = "SELECT $1::int AS number, $2::text AS word"
-        prepared = await connection.fetch(sql, 1, "a")
-        monkeypatch.delattr(asyncpg.Connection, "_execute")
-        again = await connection.fetch(sql, 1, "a")
-        assert [dict(record) for record in again] == [{"number": 1, "word": "a"}]
-        assert again == prepared
-
-    async def test_is_alone_on_its_connection(self, connection: Connection) -> None:
-        await connection.fetch("SELECT 1")
-        first, second = await asyncio.gather(
-            *(connection.fetch("SELECT 1") for _ in range(2)), return_exceptions=True
-        )
-        assert first == [(1,)]
-        assert isinstance(second, asyncpg.InterfaceError)
-
-    async def test_is_cut_off_in_time(self, connection: Connection) -> None:
-        assert await connection.fetch("SELECT pg_sleep($1)", 0) == [(None,)]
-        with pytest.raises(TimeoutError):
-            await connection.fetch("SELECT pg_sleep($1)", 5)
 
 
 async def ask_for_ever(connection: asyncpg.Connection) -> None:
@@ -127,18 +98,19 @@ class TestDriversWords:
         assert isinstance(service_error(raised.value, "DATABASE_URL"), DatabaseUnavailable)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 class TestPool:
     async def test_gives_sqlalchemy_what_a_statement_has_used(self, database_url: str) -> None:
         async with opened(database_url, database_pool_size=1) as database:
             [row] = await CREATE.rows(Session(database), **new("by a statement"))
             pool = pool_of(database.engine)
-            [connection] = pool.at_hand
+            [connection] = pool.idle
             async with Session(database) as session:
                 [task] = (await session.exec(select(Task))).all()
                 assert task.title == "by a statement"
-                assert not pool.at_hand
+                assert not pool.idle
             assert pool.checkedin() == 1
             found = await GET.row(Session(database), owner="alice", task_id=row["id"])
             assert found == row
-            [again] = pool.at_hand
+            [again] = pool.idle
             assert again.driver is connection.driver

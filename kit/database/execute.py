@@ -23,7 +23,7 @@ from kit.database.failures import (
     nothing_sent,
     shard_has_moved,
 )
-from kit.database.pool import AtHand, give_back, take
+from kit.database.idle import IdleConnection, give_back, take
 from kit.database.session import AnySelect, ReadSession, Session
 from kit.errors import DatabaseUnavailable
 
@@ -211,8 +211,8 @@ class _Compiled:
             translated = {"schema_translate_map": {None: schema}, "render_schema_translate": True}
         compiled = statement.compile(dialect=dialect, **translated)
         self.sql = str(compiled)
-        # The method that runs it: asyncpg.Connection's, or sqlite.File's.
-        self._method = "fetch"
+        # The method that runs it: pool.Connection's, or sqlite.File's.
+        self._method = "run_prepared"
         if dialect.name == "sqlite":
             self._method = "read" if isinstance(statement, Select) else "write"
         if compiled.insert_prefetch:
@@ -264,7 +264,7 @@ def _not_begun(error: Exception) -> bool:
     return refused or nothing_sent(error)
 
 
-async def _recover(database: Database, connection: AtHand) -> None:
+async def _recover(database: Database, connection: IdleConnection) -> None:
     """Give back a connection whose statement was cut off, once it answers again, or close it.
 
     asyncpg asks the server to cancel such a statement, and waits for that before the next one.

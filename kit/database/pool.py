@@ -1,36 +1,35 @@
 # [Task]: T009 [From]: specs/design.md
-"""Connections: how they are made, taken from the pool and given back.
+"""Connections to PostgreSQL and how they are made.
 
-What the URL says of them is in urls.py; who may have one is decided in gate.py.
+idle.py hands them on, urls.py reads the URL, gate.py decides who may have one.
 """
 
 import logging
 import secrets
-import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import asyncpg
 from sqlalchemy import event
-from sqlalchemy.exc import DisconnectionError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 
 from kit.database import sqlite
-from kit.database.failures import DRIVER_ERRORS
 from kit.database.hosts import Hosts, Linked
+from kit.database.idle import Pool, discard_dead, note_use
 from kit.database.tls import connect
 from kit.database.urls import DatabaseURL
 from settings import Settings
 
 logger = logging.getLogger("tasks.db")
 
-# Seconds an idle connection is trusted: beyond, a firewall may have forgotten it without a word.
-IDLE_BEFORE_PING = 15.0
-PING_TIMEOUT = 0.5
 # Seconds to wait for a connection that is still being recovered: its request has left the gate.
 POOL_GRACE = 0.4
+
+
+_OUTDATED = (
+    asyncpg.exceptions.InvalidCachedStatementError,
+    asyncpg.exceptions.OutdatedSchemaCacheError,
+)
 
 
 class ConnectTimeout(OSError):
@@ -47,22 +46,25 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
 
     connector: "Connector"
     names_statements: bool
+    # By their SQL; there are as many as the service has Statements.
+    prepared: dict[str, Any]
 
     def _get_unique_id(self, prefix: str) -> str:
         return f"{super()._get_unique_id(prefix)}{secrets.token_hex(6)}"
 
-    async def fetch(self, query: str, *arguments: Any) -> Any:
-        """As asyncpg's, but for five calls less on the way of a prepared statement: 9 µs."""
-        statement = self._stmt_cache.get((query, asyncpg.Record, False))
-        if statement is not None:
-            try:
-                with self._stmt_exclusive_section:
-                    return await self._protocol.bind_execute(
-                        statement, arguments, "", 0, False, None
-                    )
-            except asyncpg.exceptions.InvalidCachedStatementError:
-                pass  # The table has been changed since, which asyncpg's own way allows for.
-        return await super().fetch(query, *arguments)
+    async def run_prepared(self, sql: str, *arguments: Any) -> Any:
+        """The rows of a statement that this connection prepares once, under a name of its own."""
+        if not self.names_statements:
+            return await self.fetch(sql, *arguments)
+        statement = self.prepared.get(sql)
+        if statement is None:
+            name = f"task_api_{secrets.token_hex(8)}"
+            statement = self.prepared[sql] = await self.prepare(sql, name=name)
+        try:
+            return await statement.fetch(*arguments)
+        except _OUTDATED:
+            del self.prepared[sql]  # The table has been changed: prepare it anew next time.
+            raise
 
     @property
     def is_usable(self) -> bool:
@@ -101,6 +103,7 @@ class Connector:
         except TimeoutError as error:
             raise ConnectTimeout("it did not answer in time") from error
         connection.connector = self
+        connection.prepared = {}
         connection.names_statements = options.get("statement_cache_size") != 0
         return connection
 
@@ -112,58 +115,6 @@ class Connector:
                 "a pooler in front of the database loses prepared statements: from now on they "
                 "have no names here, which costs each a second round trip"
             )
-
-
-class AtHand:
-    """A connection without a transaction, in the pool's form and in the driver's."""
-
-    __slots__ = ("driver", "pooled", "used_at")
-
-    def __init__(self, pooled: PoolProxiedConnection) -> None:
-        self.pooled = pooled
-        self.driver: Any = pooled.driver_connection
-        self.used_at = time.monotonic()
-
-
-class Pool(AsyncAdaptedQueuePool):
-    """SQLAlchemy's pool, and the connections that statements on their own hand to each other.
-
-    To check a connection out and in again takes SQLAlchemy as long as a statement takes asyncpg. So
-    what a Statement has used stays out of SQLAlchemy's pool, at hand for the next one, until a
-    session asks SQLAlchemy for it (specs/decisions.md, D18).
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.at_hand: deque[AtHand] = deque()
-        self._asking = 0
-
-    def _do_get(self) -> ConnectionPoolEntry:
-        if self.at_hand and not self.checkedin():
-            self._release()
-        self._asking += 1
-        try:
-            return super()._do_get()
-        finally:
-            self._asking -= 1
-
-    def put(self, connection: AtHand) -> None:
-        """Have it at hand, or let SQLAlchemy have it where somebody waits for that."""
-        connection.used_at = time.monotonic()
-        self.at_hand.append(connection)
-        if self._asking:
-            self._release()
-
-    def dispose(self) -> None:
-        while self.at_hand:
-            self._release()
-        super().dispose()
-
-    def _release(self) -> None:
-        connection = self.at_hand.popleft()
-        info = connection.pooled.info
-        connection.pooled.close()
-        info["used_at"] = connection.used_at  # Not now, as _note_use would have it.
 
 
 def create_engine(
@@ -196,8 +147,8 @@ def create_engine(
         pool_reset_on_return=None,
         connect_args=arguments,
     )
-    event.listen(engine.sync_engine, "checkin", _note_use)
-    event.listen(engine.sync_engine, "checkout", _discard_dead)
+    event.listen(engine.sync_engine, "checkin", note_use)
+    event.listen(engine.sync_engine, "checkout", discard_dead)
     if asked.search_path:
         # A pooler forgets what a session has set, so each transaction sets it anew.
         command = set_search_path(asked.search_path)
@@ -213,57 +164,3 @@ def set_search_path(schemas: Iterable[str]) -> str:
 def quoted(name: str) -> str:
     """An SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
-    record.info["used_at"] = time.monotonic()
-
-
-def _discard_dead(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
-    """Have SQLAlchemy connect anew in place of a connection that is dead, or mute after idling."""
-    used_at = record.info.get("used_at", float("inf"))
-    if connection.run_async(lambda driver: _is_dead(driver, used_at)):
-        raise DisconnectionError
-
-
-async def _is_dead(driver: Any, used_at: float) -> bool:
-    # What the server has closed is known as such without a round trip.
-    if not driver.is_usable:
-        driver.terminate()
-        return True
-    if time.monotonic() - used_at < IDLE_BEFORE_PING:
-        return False
-    try:
-        await driver.fetchval("SELECT 1", timeout=PING_TIMEOUT)
-    except DRIVER_ERRORS:
-        driver.terminate()
-        return True
-    return False
-
-
-def pool_of(engine: AsyncEngine) -> Pool:
-    return cast(Pool, engine.sync_engine.pool)
-
-
-async def take(engine: AsyncEngine) -> AtHand:
-    """A connection for statements on their own, to be given back. Raises driver errors."""
-    at_hand = pool_of(engine).at_hand
-    while at_hand:
-        connection = at_hand.pop()
-        try:
-            if not await _is_dead(connection.driver, connection.used_at):
-                return connection
-        except BaseException:  # Cancelled, with the answer still to come.
-            connection.pooled.invalidate()
-            raise
-        connection.pooled.invalidate()
-    try:
-        pooled = await engine.raw_connection()
-    except InvalidRequestError as error:  # The pool has tried several.
-        raise ConnectionError("connections break as soon as they are made") from error
-    return AtHand(pooled)
-
-
-def give_back(engine: AsyncEngine, connection: AtHand) -> None:
-    """Leave it to the next; it must be in no transaction."""
-    pool_of(engine).put(connection)

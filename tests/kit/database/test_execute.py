@@ -29,7 +29,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from db import open_database
 from kit.database.database import Database
 from kit.database.execute import Statement
-from kit.database.pool import pool_of
+from kit.database.idle import pool_of
 from kit.database.session import Session
 from kit.database.sql import rfc3339_text, utc_now
 from kit.errors import DatabaseUnavailable, StatementTimeout
@@ -379,7 +379,7 @@ class TestMuteConnection:
             await LIST.rows(Session(beyond), owner="alice")
         assert beyond.seen_working
         await until(nobody_works(beyond))
-        assert not pool_of(beyond.engine).at_hand
+        assert not pool_of(beyond.engine).idle
         assert not beyond.seen_working
         [record] = [r for r in caplog.records if r.name == "tasks.db"]
         assert "does not answer any more" in record.message

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlmodel import select as select_entities
 
 from kit.database.database import Database
-from kit.database.pool import pool_of
+from kit.database.idle import pool_of
 from kit.database.session import Session
 from kit.errors import DatabaseUnavailable
 from models import Task
@@ -57,7 +57,7 @@ class TestIdleConnection:
 
     @pytest.fixture
     def idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("kit.database.pool.IDLE_BEFORE_PING", 0.1)
+        monkeypatch.setattr("kit.database.idle.IDLE_BEFORE_PING", 0.1)
 
     @pytest.mark.usefixtures("idle")
     async def test_is_replaced_for_a_statement(self, beyond: Database, proxy: Proxy) -> None:
@@ -84,7 +84,7 @@ class TestIdleConnection:
             return False
 
         await LIST.rows(Session(database), owner="alice")
-        monkeypatch.setattr("kit.database.pool._is_dead", never_answers)
+        monkeypatch.setattr("kit.database.idle._is_dead", never_answers)
         waiting = asyncio.create_task(LIST.rows(Session(database), owner="alice"))
         await asked.wait()
         waiting.cancel()
@@ -127,10 +127,10 @@ class TestPoolerThatLosesNames:
     ) -> None:
         """What one server connection knows and another does not, without a pooler."""
         await stored(beyond.settings.database_url.get_secret_value(), "SELECT 1")
-        [connection] = pool_of(beyond.engine).at_hand
+        [connection] = pool_of(beyond.engine).idle
         await connection.driver.execute("DEALLOCATE ALL")
         await CREATE.rows(Session(beyond), **new("without a name"))
-        [fresh] = pool_of(beyond.engine).at_hand
+        [fresh] = pool_of(beyond.engine).idle
         assert fresh.driver is not connection.driver
         assert connection.driver.is_closed()
         assert await fresh.driver.fetchval("SELECT count(*) FROM pg_prepared_statements") == 0

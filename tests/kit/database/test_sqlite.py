@@ -11,8 +11,9 @@ from databases import new, opened
 from sqlalchemy import Select, func, literal, select
 from sqlalchemy.exc import OperationalError
 
-from kit.database.database import Database, Session
+from kit.database.database import Database
 from kit.database.execute import Statement
+from kit.database.session import Session
 from kit.errors import StatementTooSlow
 from models import TASK_TABLE, Task
 from tasks.queries import CREATE, LIST

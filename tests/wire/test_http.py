@@ -315,6 +315,11 @@ class TestLostBody:
             wire.reconnect()
         assert wire.ask("GET", path.removesuffix("/complete")).json()["completed"] is False
 
+    def test_that_is_malformed_is_400(self, wire: Wire) -> None:
+        assert_refused(wire.ask("POST", "", JSON, CHUNKED, body=b"zz\r\n{}"))
+        assert wire.is_closed()
+        assert wire.titles() == []
+
     def test_that_stalls_is_408(self, wire: Wire) -> None:
         path = f"{wire.add()}/complete"
         wire.send(wire.request("PATCH", path, JSON, "Content-Length: 19", body=b"{"))

@@ -1,6 +1,8 @@
 # [Task]: T062 [From]: specs/requirements.md
 # The service as an image; docs/production.md says how to build and run it.
 
+# Tags, not digests: a rebuild gets the distribution's security fixes, which a digest would keep out until somebody
+# changes it. Where builds must be the same to the byte, pin both images by digest in a build of your own.
 # One base for both stages: the environment that is made in one finds its Python in the other.
 FROM python:3.13-slim-trixie AS base
 WORKDIR /app

@@ -102,6 +102,12 @@ class TestFile:
         assert api["security_opt"] == ["no-new-privileges:true"]
         assert [(port["host_ip"], port["target"]) for port in api["ports"]] == [("127.0.0.1", 8000)]
 
+    def test_has_limits_and_few_capabilities(self, services: dict[str, Any]) -> None:
+        for service in services.values():
+            assert service["cap_drop"] == ["ALL"]
+            assert int(service["mem_limit"]) > 0
+            assert service["pids_limit"] > 0
+
     def test_waits_for_the_database_and_begins_again(self, services: dict[str, Any]) -> None:
         waited_for = services["api"]["depends_on"]["postgres"]
         assert waited_for == {"condition": "service_healthy", "required": True}

@@ -111,15 +111,17 @@ def better_auth(*, port: int, api_url: str, database_url: str, secret: str, fold
     )
 
 
-def task_api(*, port: int, origin: str, database_url: str, secret: str, folder: Path) -> Server:
-    """The service, to be started."""
+def task_api(
+    *, port: int, origin: str, database_url: str, secret: str, folder: Path, **settings: str
+) -> Server:
+    """The service, to be started, with further settings."""
     environment = {
         "DATABASE_URL": database_url,
         "BETTER_AUTH_SECRET": secret,
         "BETTER_AUTH_URL": origin,
         "ALLOWED_ORIGINS": origin,
     }
-    environment |= {"PYTHONPATH": str(ROOT), "PORT": str(port)}
+    environment |= {"PYTHONPATH": str(ROOT), "PORT": str(port), **settings}
     return Server(
         f"http://127.0.0.1:{port}",
         "/health",

@@ -96,6 +96,11 @@ class Service:
         found = re.search(r"(?:running|serving) on https?://127\.0\.0\.1:(\d+)", self.log())
         return found and found[1]
 
+    def workers(self) -> list[int]:
+        """The processes that serve, of `python -m serve`."""
+        pid = self.process.pid
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{self.port}",

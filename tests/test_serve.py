@@ -41,7 +41,7 @@ def refused(folder: Path, **environment: str) -> str:
     return service.log()
 
 
-def is_running(process: str) -> bool:
+def is_running(process: int) -> bool:
     """And not merely listed because nobody has asked for its status."""
     status = Path(f"/proc/{process}/status")
     return status.exists() and "State:\tZ" not in status.read_text()
@@ -63,9 +63,7 @@ class TestProcesses:
             assert client.get(tasks).json() == [task]
 
     def test_end_in_order(self, service: Service) -> None:
-        # Its workers, and what Python starts for them.
-        children = f"/proc/{service.process.pid}/task/{service.process.pid}/children"
-        processes = Path(children).read_text().split()
+        processes = service.workers()
         with socket.create_connection(("127.0.0.1", service.port)):
             began = time.monotonic()
             service.process.send_signal(signal.SIGTERM)
@@ -123,10 +121,6 @@ class TestRefusedStart:
         assert "Traceback" not in line
 
 
-def children(process: int | str) -> list[str]:
-    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
-
-
 def health(service: Service, path: str = "/health") -> httpx.Response:
     return httpx.get(f"http://127.0.0.1:{service.port}{path}", timeout=PATIENCE, **PLAIN)
 
@@ -134,10 +128,10 @@ def health(service: Service, path: str = "/health") -> httpx.Response:
 class TestWorkers:
     def test_that_die_are_replaced(self, tmp_path: Path) -> None:
         with running(started(tmp_path, WORKERS="2")) as service:
-            [first, _] = before = until(lambda: _two(children(service.process.pid)))
-            os.kill(int(first), signal.SIGKILL)
-            until(lambda: _two([one for one in children(service.process.pid) if one != first]))
-            assert before != children(service.process.pid)
+            [first, _] = before = until(lambda: _two(service.workers()))
+            os.kill(first, signal.SIGKILL)
+            until(lambda: _two([one for one in service.workers() if one != first]))
+            assert before != service.workers()
             until(lambda: service.log().count("Started worker") == 3)
             for _ in range(20):
                 assert health(service).status_code == 200
@@ -146,25 +140,25 @@ class TestWorkers:
 
     def test_are_replaced_on_sighup_without_a_gap(self, tmp_path: Path) -> None:
         with running(started(tmp_path)) as service:
-            [before] = children(service.process.pid)
+            [before] = service.workers()
             service.process.send_signal(signal.SIGHUP)
             while is_running(before):
                 assert health(service).status_code == 200
-            until(lambda: len(children(service.process.pid)) == 1)
+            until(lambda: len(service.workers()) == 1)
             assert health(service).status_code == 200
             service.process.terminate()
             assert service.process.wait(PATIENCE) == 0
 
     def test_end_with_their_supervisor(self, tmp_path: Path) -> None:
         with running(started(tmp_path, WORKERS="2")) as service:
-            workers = until(lambda: _two(children(service.process.pid)))
+            workers = until(lambda: _two(service.workers()))
             service.process.kill()
             until(lambda: not any(map(is_running, workers)))
             with socket.create_server(("127.0.0.1", service.port)):
                 pass
 
 
-def _two(found: list[str]) -> list[str] | None:
+def _two(found: list[int]) -> list[int] | None:
     return found if len(found) == 2 else None
 
 
@@ -370,5 +364,5 @@ class TestSettings:
 
     def test_of_earlier_releases_are_warned_of(self, tmp_path: Path) -> None:
         with running(started(tmp_path, HEADERS_TIMEOUT="5", GRANIAN_WORKERS="3")) as service:
-            assert len(children(service.process.pid)) == 1
+            assert len(service.workers()) == 1
             assert "HEADERS_TIMEOUT has no effect" in service.log()

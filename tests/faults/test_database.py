@@ -621,12 +621,13 @@ class TestPoint12FourProcesses:
         with serving(tmp_path, WORKERS="4", DATABASE_URL=empty_url) as service:
 
             async def all_started() -> bool:
-                return service.log().count("startup complete") == 4
+                return service.log().count("Started worker") == 4
 
             await eventually(all_started)
             async with service.client() as http:
                 await at_once(Caller(http, "alice").get() for _ in range(20))
-            assert complaints(service) == []
+            # Granian warns of more workers than the machine has cores.
+            assert [line for line in complaints(service) if "CPU cores" not in line] == []
         assert "ERROR" not in server.log()[before:]
 
 

@@ -100,8 +100,10 @@ class TestDriversWords:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 class TestPool:
-    async def test_gives_sqlalchemy_what_a_statement_has_used(self, database_url: str) -> None:
-        async with opened(database_url, database_pool_size=1) as database:
+    async def test_gives_sqlalchemy_what_a_statement_has_used(
+        self, ready_postgresql_url: str
+    ) -> None:
+        async with opened(ready_postgresql_url, database_pool_size=1) as database:
             [row] = await CREATE.rows(Session(database), **new("by a statement"))
             pool = pool_of(database.engine)
             [connection] = pool.idle

@@ -4,6 +4,7 @@
 What a good token is, is told in tests/kit/test_tokens.py.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -229,9 +230,9 @@ class TestEveryOperation:
     @on_one_database
     @pytest.mark.parametrize("bearer", ["none", "forged", "another user's"])
     @pytest.mark.usefixtures("client")
-    async def test_reads_no_body_before_its_verdict(self, operation: str, bearer: str) -> None:
+    async def test_waits_for_no_body_before_its_verdict(self, operation: str, bearer: str) -> None:
         async def receive() -> Message:
-            pytest.fail("the body was read")
+            return await asyncio.Future()  # It never comes.
 
         authorization = {
             "none": [],

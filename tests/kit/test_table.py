@@ -65,7 +65,7 @@ class TestFind:
 
     def test_finds_all_that_the_service_has(self) -> None:
         routes = [route for route in app.routes if isinstance(route, DirectRoute)]
-        assert len(routes) == 12
+        assert len(routes) == 14
         for route in routes:
             path = route.path.format(user_id="alice", task_id="1")
             for method in route.methods or ():

@@ -111,7 +111,8 @@ def connections(settings: Settings) -> int:
     other_files = OTHER_FILES + settings.database_pool_size
     if most - other_files < settings.max_connections:
         logger.warning("MAX_CONNECTIONS is above the limit of open files, which is %d", most)
-    return max(1, min(settings.max_connections, most - other_files))
+    # Where that leaves next to none, a quarter: one idle connection must not keep all others out.
+    return min(settings.max_connections, max(most - other_files, most // 4))
 
 
 def with_root_path(app: ASGIApp, root_path: str) -> ASGIApp:

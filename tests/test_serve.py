@@ -91,6 +91,31 @@ def test_proxy_is_believed_if_it_is_named(tmp_path: Path, proxies: str, believed
     assert ("client=192.0.2.7:" in line) == believed
 
 
+def test_few_open_files_serve_several_connections(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'ulimit -n 64; exec "$0" -m serve', sys.executable]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    environment = {"PYTHONPATH": f"{ROOT}", "PORT": f"{port}", **ENVIRONMENT}
+    url = f"http://127.0.0.1:{port}/health/ready"
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
+        try:
+            with ExitStack() as idle:
+                until(lambda: _is_up(url))
+                for _ in range(8):
+                    client = idle.enter_context(httpx.Client(**PLAIN))
+                    assert client.get(url).status_code == 200
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+def _is_up(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(url, **PLAIN).status_code == 200
+    return False
+
+
 class TestRefusedStart:
     def test_says_that_the_port_is_taken(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

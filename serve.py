@@ -38,6 +38,8 @@ REFUSED = 3
 STOP_TIMEOUT = 8
 # Connections that the system keeps for each worker until it accepts them.
 BACKLOG = 2048
+# Bytes that each connection may hold of a head, and of an answer that its client does not read.
+BUFFER_SIZE = 64 * 1024
 # Open files that one worker needs for anything but connections: its database's, and the log's.
 OTHER_FILES = 64
 
@@ -178,7 +180,9 @@ def serve(settings: Settings, on_startup: Callable[[int], None] | None = None) -
         websockets=False,
         backlog=BACKLOG,
         backpressure=connections(settings),
-        http1_settings=HTTP1Settings(header_read_timeout=settings.keep_alive_timeout * 1000),
+        http1_settings=HTTP1Settings(
+            header_read_timeout=settings.keep_alive_timeout * 1000, max_buffer_size=BUFFER_SIZE
+        ),
         log_level=LogLevels(settings.log_level),
         log_dictconfig=LOGGING | {"loggers": {**LOGGING["loggers"], "tasks": {"level": level}}},
         ssl_cert=Path(settings.tls_cert) if settings.tls_cert else None,

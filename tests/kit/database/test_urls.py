@@ -1,16 +1,18 @@
 # [Task]: T095 [From]: specs/requirements.md
 """Database URLs as consoles print them and people write them, and what they ask for."""
 
+import logging
 import os
 import ssl
 import time
 from pathlib import Path
 
 import pytest
-from databases import opened
+from databases import opened, settings_for
 from faults.certificates import Authority
 from sqlalchemy import text
 
+from db import open_database
 from kit.database.session import Session
 from kit.database.urls import place, read_url
 from kit.errors import StatementTimeout
@@ -294,6 +296,18 @@ async def test_a_bad_one_stops_the_start() -> None:
     with pytest.raises(SettingsError, match="DATABASE_URL"):
         async with opened("mysql://u:p@h/d"):
             pytest.fail("it started")
+
+
+async def test_what_means_nothing_is_one_line_for_debugging(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "tasks.db")
+    settings = settings_for("postgresql://u:p@h/d?keepalives=1&supa=x")
+    async with open_database(settings):
+        pass
+    [line] = [record for record in caplog.records if record.levelno == logging.DEBUG]
+    said = "parameters of DATABASE_URL that mean nothing here: keepalives, supa"
+    assert line.getMessage() == said
 
 
 def test_sslrootcert_is_the_only_authority(files: dict[str, Path]) -> None:

@@ -85,7 +85,9 @@ async def test_unread_answers_are_bounded(
             sockets = [stack.enter_context(unread(service, hoarder, path)) for _ in range(clients)]
             answers = await statuses(sockets)
             assert answers.count(200) >= 1
-            assert set(answers) == {200, 503}
+            # The system's own buffers may take each page at once.
+            assert set(answers) <= {200, 503}
+            assert path or 503 in answers
             await assert_served(other, third)
         # One list of this kind is 60 MB: as it comes from the database, as JSON, and as chunks.
         assert service.memory("VmHWM") - before < 3 * IN_ALL

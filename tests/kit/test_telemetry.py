@@ -142,7 +142,7 @@ class TestService:
         assert statement.kind == Span.SPAN_KIND_CLIENT
         assert statement.parent_span_id == request.span_id
         said = attributes(statement)
-        assert "INSERT INTO public.task" in said.pop("db.query.text")
+        assert "INSERT INTO task" in said.pop("db.query.text")
         assert said == {
             "db.system.name": "postgresql",
             "db.operation.name": "INSERT",

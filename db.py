@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from kit.access_log import USER
 from kit.database import database as machinery
 from kit.database.database import Database
 from kit.database.execute import Record, Row, Statement
@@ -97,7 +98,7 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     # What a client asked to be read is of no use when it has left.
     ends_with_client = EndsWithClient(request) if reads else nullcontext()
     with ends_with_client:
-        async with database.line(reads=reads):
+        async with database.line(request.scope.get(USER), reads=reads):
             try:
                 yield session
                 if session.has_begun:

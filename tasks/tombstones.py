@@ -102,7 +102,7 @@ class Tombstones:
     async def _run(self, statement: Statement, **values: object) -> Sequence[Record]:
         """Take a turn like a request. Nothing is found where the database is away."""
         with suppress(DatabaseUnavailable):
-            async with self._database.line(reads=False):
+            async with self._database.line(None, reads=False):
                 return await statement.records(Session(self._database), **values)
         return []
 

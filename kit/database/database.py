@@ -146,7 +146,7 @@ class Database:
             self._in_doubt = False
             self._failed_at = time.monotonic()
             with suppress(DatabaseUnavailable):
-                async with self.line(reads=True):
+                async with self.line(None, reads=True):
                     await self._ask()
             self._failed_at = time.monotonic()
         return self.seen_working
@@ -169,9 +169,11 @@ class Database:
         """The engine of a session."""
         return self.file.reading_engine if reads and self.file is not None else self.engine
 
-    def line(self, *, reads: bool) -> AbstractAsyncContextManager[None]:
-        """Where a request waits for its turn."""
-        return nullcontext() if reads and self.file is not None else self.gate
+    def line(self, user: str | None, *, reads: bool) -> AbstractAsyncContextManager[None]:
+        """Where a request of this user waits for its turn; None is no user."""
+        if reads and self.file is not None:
+            return nullcontext()
+        return self.gate if user is None else self.gate.turn_of(user)
 
     def each(self) -> "list[Database]":
         """It, and its replica if it has one."""

@@ -2,6 +2,7 @@
 """Who may ask the database: as many at a time as there are permits, in the order they came."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -114,3 +115,22 @@ class TestGate:
             with pytest.raises(ValueError, match="in the gate"):
                 async with gate:
                     raise ValueError("in the gate")
+
+
+class TestTurn:
+    async def test_of_one_user_leaves_permits_for_others(self) -> None:
+        gate = Gate(permits=8, patience=0.05)
+        async with AsyncExitStack() as stack:
+            for _ in range(6):
+                await stack.enter_async_context(gate.turn_of("alice"))
+            with pytest.raises(DatabaseUnavailable):
+                await gate.turn_of("alice").__aenter__()
+            for _ in range(2):
+                await stack.enter_async_context(gate.turn_of("bob"))
+            with pytest.raises(DatabaseUnavailable):
+                await gate.turn_of("carol").__aenter__()
+            assert (gate.in_use, gate.waiting) == (8, 0)
+        assert gate.in_use == 0
+        async with AsyncExitStack() as stack:  # Nothing is left of those who waited in vain.
+            for _ in range(6):
+                await stack.enter_async_context(gate.turn_of("alice"))

@@ -98,7 +98,6 @@ class TestDriversWords:
         assert isinstance(service_error(raised.value, "DATABASE_URL"), DatabaseUnavailable)
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 class TestPool:
     async def test_gives_sqlalchemy_what_a_statement_has_used(
         self, ready_postgresql_url: str

@@ -33,7 +33,7 @@ OUTAGE_QUIET = 1.0
 # Lines that may wait to be written.
 MAX_WAITING = 10_000
 # Seconds in which lines are gathered to be written together, and how many at most.
-GATHERING = 0.003
+GATHERING = 0.01
 BATCH = 1_000
 # Seconds that an end of the process waits for them.
 FLUSH_TIMEOUT = 0.5

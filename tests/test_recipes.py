@@ -22,7 +22,7 @@ from main import lifespan
 from middleware.auth import CurrentUser, PathUser, verify_user_access
 from models import TASK_TABLE, Task
 from routes import tasks
-from schemas import TaskCreate, TaskId, UserId
+from schemas import TaskCreate, TaskId, TaskPublic, TaskUpdate, UserId
 from tasks.queries import CREATE
 
 # --- The fast way -----------------------------------------------------------------------------
@@ -192,3 +192,19 @@ class TestDeclaredBody:
         alice = at(http, "/api/alice/notes")
         mine = await alice.request("POST", content=body, headers=headers)
         assert mine.status_code == (413 if len(body) > 65536 else 422)
+
+
+# A value for each member that a client may send.
+VALUES: dict[str, Any] = {"title": "Another", "description": "Of it", "completed": True}
+
+
+@pytest.mark.parametrize("name", VALUES)
+async def test_each_member_of_a_body_is_stored_and_comes_back(alice: Caller, name: str) -> None:
+    assert VALUES.keys() == TaskCreate.model_fields.keys() == TaskUpdate.__annotations__.keys()
+    body = {name: VALUES[name]}
+    added = await alice.add(**{"title": "t", **body})
+    changed = await alice.put(f"/{(await alice.add())['id']}", body)
+    for task in (added, changed.json()):
+        assert task.keys() == TaskPublic.model_fields.keys()
+        assert task.items() >= body.items()
+        assert (await alice.get(f"/{task['id']}")).json() == task

@@ -159,6 +159,8 @@ class LineWriter:
             self._write(lines)
 
     def _write(self, lines: bytes) -> None:
+        if not lines:
+            return
         left = b"\n" * self._line_is_broken + lines
         try:
             while left:

@@ -2,7 +2,7 @@
 """What a client is told when something goes wrong, and what it is never told."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -33,43 +33,39 @@ from kit.routing import TaskAPI
 from main import app as main_app
 
 ORIGIN = "http://localhost:3000"
+ERROR = ' error="invalid_token", error_description="{}"'
+CLOSE = {"connection": "close"}
 RETRY = {"retry-after": "1"}
+BUSY = "Service temporarily unavailable"
 
-# Name, status, detail, headers of its own: the table of CONTRACT.md.
-ERRORS: dict[str, tuple[int, str, dict[str, str]]] = {
-    "InvalidCursor": (400, "Invalid cursor", {}),
-    "BodyLost": (400, "Request body did not arrive in full", {"connection": "close"}),
-    "TooManyTags": (400, "If-Match and If-None-Match may name 32 tags each", {}),
-    "MissingToken": (401, "Missing authorization token", {"www-authenticate": "Bearer"}),
-    "InvalidToken": (
-        401,
-        "Invalid token",
-        {
-            "www-authenticate": 'Bearer error="invalid_token", error_description="Invalid token"',
-        },
-    ),
-    "ExpiredToken": (
-        401,
-        "Token has expired",
-        {
-            "www-authenticate": (
-                'Bearer error="invalid_token", error_description="Token has expired"'
-            ),
-        },
-    ),
-    "AccessDenied": (403, "Access denied", {}),
-    "TaskNotFound": (404, "Task not found", {}),
-    "BodyTimeout": (408, "Request body did not arrive in time", {"connection": "close"}),
-    "TaskLimitReached": (409, "Task limit reached", {}),
-    "PreconditionFailed": (412, "Task has changed", {}),
-    "BodyTooLarge": (413, "Request body is too large", {}),
-    "UnsupportedMediaType": (415, "Content-Type must be application/json", {}),
-    "Unavailable": (503, "Service temporarily unavailable", RETRY),
-    "DatabaseUnavailable": (503, "Service temporarily unavailable", RETRY),
-    "StatementTimeout": (503, "Service temporarily unavailable", RETRY),
-    "StatementTooSlow": (503, "Service temporarily unavailable", RETRY),
-    "SearchTooSlow": (503, "The search takes too long", {}),
-    "KeysUnavailable": (503, "Service temporarily unavailable", RETRY),
+
+def bearer(form: str, description: str = "") -> dict[str, str]:
+    return {"www-authenticate": "Bearer" + form.format(description)}
+
+
+# Name, status, detail, headers of its own, log level: the table of CONTRACT.md.
+# Of an outage, its beginning and end are logged, not every request that meets it.
+ERRORS: dict[str, tuple[int, str, dict[str, str], int]] = {
+    "InvalidCursor": (400, "Invalid cursor", {}, logging.INFO),
+    "BodyLost": (400, "Request body did not arrive in full", CLOSE, logging.INFO),
+    "TooManyTags": (400, "If-Match and If-None-Match may name 32 tags each", {}, logging.INFO),
+    "MissingToken": (401, "Missing authorization token", bearer(""), logging.INFO),
+    "InvalidToken": (401, "Invalid token", bearer(ERROR, "Invalid token"), logging.INFO),
+    "ExpiredToken": (401, "Token has expired", bearer(ERROR, "Token has expired"), logging.INFO),
+    "AccessDenied": (403, "Access denied", {}, logging.INFO),
+    "TaskNotFound": (404, "Task not found", {}, logging.INFO),
+    "BodyTimeout": (408, "Request body did not arrive in time", CLOSE, logging.INFO),
+    "TaskLimitReached": (409, "Task limit reached", {}, logging.INFO),
+    "PreconditionFailed": (412, "Task has changed", {}, logging.INFO),
+    "BodyTooLarge": (413, "Request body is too large", {}, logging.INFO),
+    "UnsupportedMediaType": (415, "Content-Type must be application/json", {}, logging.INFO),
+    "Unavailable": (503, BUSY, RETRY, logging.DEBUG),
+    "DatabaseUnavailable": (503, BUSY, RETRY, logging.DEBUG),
+    "StatementTimeout": (503, BUSY, RETRY, logging.WARNING),
+    "StatementTooSlow": (503, BUSY, RETRY, logging.WARNING),
+    "SearchTooSlow": (503, "The search takes too long", {}, logging.WARNING),
+    "KeysUnavailable": (503, BUSY, RETRY, logging.DEBUG),
+    "TooManyLongAnswers": (503, BUSY, RETRY, logging.DEBUG),
 }
 
 
@@ -93,12 +89,10 @@ def app() -> FastAPI:
     return app
 
 
-@pytest.fixture
-async def web(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of that app."""
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
-        yield web
+def client_of(app: FastAPI, **transport: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, **transport), base_url="http://test"
+    )
 
 
 class TestServiceErrors:
@@ -106,60 +100,28 @@ class TestServiceErrors:
         assert {error.__name__ for error in tree(ServiceError)} == ERRORS.keys()
 
     @pytest.mark.parametrize("name", ERRORS)
-    async def test_answer_as_the_contract_says(
-        self, app: FastAPI, web: httpx.AsyncClient, name: str
+    async def test_are_answered_and_logged(
+        self, app: FastAPI, name: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        @app.get("/")
         async def endpoint() -> None:
             raise getattr(errors if hasattr(errors, name) else kit.errors, name)("hunter2")
-
-        status, detail, headers = ERRORS[name]
-        response = await web.get("/", headers={"Origin": ORIGIN})
-        assert_error(response, status, detail)
-        assert response.headers.items() >= headers.items()
-        for header in {"www-authenticate", "retry-after", "connection"} - headers.keys():
-            assert header not in response.headers
-        assert response.headers["access-control-allow-origin"] == ORIGIN
-        assert "hunter2" not in f"{response.headers} {response.text}"
-
-    @pytest.mark.parametrize("name", ERRORS)
-    async def test_say_why_in_the_log(
-        self,
-        app: FastAPI,
-        web: httpx.AsyncClient,
-        name: str,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        @app.get("/")
-        async def endpoint() -> None:
-            raise getattr(errors if hasattr(errors, name) else kit.errors, name)("the reason")
 
         caplog.set_level(logging.DEBUG, "tasks.errors")
-        await web.get("/")
-        status, detail, _ = ERRORS[name]
+        status, detail, headers, level = ERRORS[name]
+        for api in (app, FastAPI()):
+            api.get("/")(endpoint)
+            async with client_of(api) as web:
+                response = await web.get("/", headers={"Origin": ORIGIN})
+            assert_error(response, status, detail)
+            assert response.headers.items() >= headers.items()
+            for header in {"www-authenticate", "retry-after", "connection"} - headers.keys():
+                assert header not in response.headers
+            assert "hunter2" not in f"{response.headers} {response.text}"
+            if api is app:
+                assert response.headers["access-control-allow-origin"] == ORIGIN
         [record] = [record for record in caplog.records if record.name == "tasks.errors"]
-        assert record.getMessage() == f"{status} {detail}: the reason"
-        # Of an outage its beginning and end are logged, not every request that meets it.
-        slow = ("StatementTimeout", "StatementTooSlow", "SearchTooSlow")
-        outage = status == 503 and name not in slow
-        level = logging.DEBUG if outage else logging.WARNING if status == 503 else logging.INFO
-        assert record.levelno == level
-        assert record.exc_info is None
-
-    @pytest.mark.parametrize("name", ERRORS)
-    async def test_are_answered_by_any_app(self, name: str) -> None:
-        app = FastAPI()
-
-        @app.get("/")
-        async def endpoint() -> None:
-            raise getattr(errors if hasattr(errors, name) else kit.errors, name)("hunter2")
-
-        status, detail, headers = ERRORS[name]
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
-            response = await web.get("/")
-        assert_error(response, status, detail)
-        assert response.headers.items() >= headers.items()
+        assert record.getMessage() == f"{status} {detail}: hunter2"
+        assert (record.levelno, record.exc_info) == (level, None)
 
     def test_say_why_to_whoever_catches_them(self) -> None:
         with pytest.raises(HTTPException) as caught:
@@ -190,43 +152,45 @@ class TestServiceErrors:
         assert operation["responses"].keys() >= {f"{error.status_code}" for error in declared}
 
 
+UNKNOWN_PATHS = """
+    /nowhere /api /api/alice /api/alice/task /favicon.ico /health/ /tasks /%00
+    /api/a/tasks/ /api/a/tasks/1/ /api/a/tasks/1/other /api/a/tasks/1/complete/2
+"""
+
+
 class TestHTTPErrors:
-    async def test_unknown_path_is_404(self, client: httpx.AsyncClient) -> None:
-        assert_error(await client.get("/nowhere"), 404, "Not Found")
+    @pytest.mark.parametrize("path", UNKNOWN_PATHS.split())
+    async def test_unknown_path_is_404(self, client: httpx.AsyncClient, path: str) -> None:
+        assert_error(await client.get(path), 404, "Not Found")
 
     @pytest.mark.parametrize(
         ("path", "methods"),
         [
-            ("/api/alice/tasks", {"GET", "HEAD", "POST"}),
-            ("/api/a%2Fb/tasks", {"GET", "HEAD", "POST"}),
-            ("/api/alice/tasks/1", {"GET", "HEAD", "PUT", "DELETE"}),
-            ("/api/alice/tasks/1/complete", {"PATCH"}),
-            ("/health", {"GET", "HEAD"}),
-            ("/health/ready", {"GET", "HEAD"}),
-            ("/docs", {"GET", "HEAD"}),
-            ("/openapi.json", {"GET", "HEAD"}),
+            ("/api/alice/tasks", "GET, HEAD, POST"),
+            ("/api/a%2Fb/tasks", "GET, HEAD, POST"),
+            ("/api/alice/tasks/1", "DELETE, GET, HEAD, PUT"),
+            ("/api/alice/tasks/1/complete", "PATCH"),
+            ("/health", "GET, HEAD"),
+            ("/health/ready", "GET, HEAD"),
+            ("/docs", "GET, HEAD"),
+            ("/openapi.json", "GET, HEAD"),
         ],
     )
     async def test_405_allows_every_method_of_the_path(
-        self, client: httpx.AsyncClient, path: str, methods: set[str]
+        self, client: httpx.AsyncClient, path: str, methods: str
     ) -> None:
-        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"} - methods:
-            response = await client.request(method, path, headers={"Origin": ORIGIN})
-            assert_error(response, 405, "Method Not Allowed")
-            assert set(response.headers["allow"].split(", ")) == methods
-            assert response.headers["access-control-allow-origin"] == ORIGIN
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"}:
+            if method not in methods.split(", "):
+                response = await client.request(method, path, headers={"Origin": ORIGIN})
+                assert_error(response, 405, "Method Not Allowed")
+                assert response.headers["allow"] == methods
+                assert response.headers["access-control-allow-origin"] == ORIGIN
 
-
-async def test_405_allows_the_same_below_a_root_path() -> None:
-    # As `uvicorn --root-path /v1` has it, behind a proxy that takes the prefix off.
-    transport = httpx.ASGITransport(main_app, root_path="/v1")
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        response = await client.put("/v1/api/alice/tasks")
-    assert response.status_code == 405
-    assert response.headers["allow"] == "GET, HEAD, POST"
-
-
-SECRETIVE = "hunter2"
+    async def test_405_allows_the_same_below_a_root_path(self) -> None:
+        # As `uvicorn --root-path /v1` has it, behind a proxy that takes the prefix off.
+        async with client_of(main_app, root_path="/v1") as client:
+            response = await client.put("/v1/api/alice/tasks")
+        assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD, POST")
 
 
 class TestValidationErrors:
@@ -261,42 +225,61 @@ class TestValidationErrors:
         headers = {"Content-Type": "application/json"}
         response = await alice.request("POST", content=body, headers=headers)
         assert_invalid(response, *loc)
-        for echo in (SECRETIVE, "NaN", "Infinity", "inf", "9999", "12345", "\x00"):
+        for echo in ("hunter2", "NaN", "Infinity", "inf", "9999", "12345", "\x00"):
             assert echo not in response.text
 
-    @pytest.mark.parametrize("task_id", [SECRETIVE, "0", "-1", "1.0", f"{2**63}", "9" * 5000])
+    @pytest.mark.parametrize("task_id", ["hunter2", "0", "-1", "1.0", f"{2**63}", "9" * 5000])
     async def test_of_a_path_echo_nothing(self, alice: Caller, task_id: str) -> None:
         response = await alice.get(f"/{task_id}")
         assert_invalid(response, "path", "task_id")
         assert task_id not in response.json()["detail"][0]["msg"].split()
 
-    async def test_of_frameworks_parameters_are_in_the_same_form(
-        self, app: FastAPI, web: httpx.AsyncClient
-    ) -> None:
+    async def test_of_frameworks_parameters_are_in_the_same_form(self, app: FastAPI) -> None:
         @app.get("/")
         async def endpoint(limit: int) -> int:
             return limit
 
-        response = await web.get("/", params={"limit": SECRETIVE})
+        async with client_of(app) as web:
+            response = await web.get("/", params={"limit": "hunter2"})
         assert_invalid(response, "query", "limit")
-        assert SECRETIVE not in response.text
+        assert "hunter2" not in response.text
+
+
+async def raised_in_asgi(error: Exception, *, begun: bool = False) -> list[Message]:
+    """What is sent of an app that raises this, after the start of its response or before."""
+    sent: list[Message] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise error
+
+    async def receive() -> Message:
+        raise AssertionError("nobody should read")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    try:
+        await RequestMiddleware(app)(scope, receive, send)
+    except ValueError:
+        assert begun
+        assert isinstance(error, ValueError)
+    else:
+        assert not (begun and isinstance(error, ValueError))
+    return sent
 
 
 class TestUnhandledErrors:
-    @pytest.fixture
-    def broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The service with a session that can't be had for a reason nobody thought of."""
-
+    async def test_are_500_with_the_request_id(
+        self, alice: Caller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         async def session() -> None:
             raise RuntimeError("postgresql://user:hunter2@host/database")
 
         overrides: dict[Any, Any] = main_app.dependency_overrides
         monkeypatch.setitem(overrides, get_session, session)
-
-    @pytest.mark.usefixtures("broken")
-    async def test_are_500_with_the_request_id(
-        self, alice: Caller, caplog: pytest.LogCaptureFixture
-    ) -> None:
         headers = {"Origin": ORIGIN, "X-Request-ID": "known-to-the-client"}
         response = await alice.get(headers=headers)
         assert response.status_code == 500
@@ -315,15 +298,9 @@ class TestUnhandledErrors:
         assert isinstance(record.exc_info[1], RuntimeError)
         assert vars(record)["request_id"] == "known-to-the-client"
 
-    @pytest.mark.usefixtures("broken")
-    async def test_have_a_request_id_of_their_own(self, alice: Caller) -> None:
-        response = await alice.get()
-        assert response.json()["request_id"] == response.headers["x-request-id"]
-
-    @pytest.mark.usefixtures("broken")
-    async def test_are_not_for_the_scripts_of_other_origins(self, alice: Caller) -> None:
         response = await alice.get(headers={"Origin": "https://evil.example"})
         assert response.status_code == 500
+        assert response.json()["request_id"] == response.headers["x-request-id"]
         assert "access-control-allow-origin" not in response.headers
 
     @pytest.mark.parametrize(
@@ -338,82 +315,44 @@ class TestUnhandledErrors:
         ids=lambda error: type(error).__name__,
     )
     async def test_in_an_endpoint_are_told_without_their_words(
-        self,
-        app: FastAPI,
-        web: httpx.AsyncClient,
-        error: Exception,
-        caplog: pytest.LogCaptureFixture,
+        self, app: FastAPI, error: Exception, caplog: pytest.LogCaptureFixture
     ) -> None:
-        @app.get("/")
-        async def endpoint() -> None:
-            raise error
-
-        response = await web.get("/")
-        assert response.status_code == 500
-        assert response.json().keys() == {"detail", "request_id"}
-        assert "hunter2" not in response.text
-        assert "Traceback (most recent call last)" in caplog.text
-        assert "hunter2" in caplog.text
-
-    async def test_next_request_is_served(self, app: FastAPI, web: httpx.AsyncClient) -> None:
         @app.get("/")
         async def endpoint(fail: bool) -> str:
             if fail:
-                raise ValueError
+                raise error
             return "fine"
 
-        assert (await web.get("/", params={"fail": True})).status_code == 500
-        assert (await web.get("/", params={"fail": False})).json() == "fine"
+        async with client_of(app) as web:
+            response = await web.get("/", params={"fail": True})
+            assert response.status_code == 500
+            assert response.json().keys() == {"detail", "request_id"}
+            assert "hunter2" not in response.text
+            assert "Traceback (most recent call last)" in caplog.text
+            assert "hunter2" in caplog.text
+            assert (await web.get("/", params={"fail": False})).json() == "fine"
 
-    @pytest.mark.parametrize("error", [ValueError, ClientDisconnect])
-    async def test_after_the_start_of_a_response_say_nothing_more(
-        self, error: type[Exception], collected: list[Message]
+    @pytest.mark.parametrize("error", [ValueError(), ClientDisconnect()], ids=repr)
+    async def test_after_the_start_of_a_response_say_nothing_more(self, error: Exception) -> None:
+        sent = await raised_in_asgi(error, begun=True)
+        assert [message["type"] for message in sent] == ["http.response.start"]
+
+    async def test_body_that_is_malformed_or_whose_client_went_away_is_no_bug(
+        self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async def half_done(_scope: Scope, _receive: Receive, send: Send) -> None:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            raise error
-
-        call = RequestMiddleware(half_done)(GET, nothing, append_to(collected))
-        if error is ClientDisconnect:
-            await call
-        else:
-            with pytest.raises(error):
-                await call
-        assert [message["type"] for message in collected] == ["http.response.start"]
-
-    async def test_client_that_went_away_is_no_error(
-        self, collected: list[Message], caplog: pytest.LogCaptureFixture
-    ) -> None:
-        async def waiting(_scope: Scope, _receive: Receive, _send: Send) -> None:
-            raise ClientDisconnect
-
-        await RequestMiddleware(waiting)(GET, nothing, append_to(collected))
-        assert collected == []
+        start, body = await raised_in_asgi(ClientDisconnect())
+        assert (start["status"], body["body"]) == (400, b'{"detail":"Request body is incomplete"}')
         assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
-    async def test_outside_of_http_are_left_to_the_server(self, collected: list[Message]) -> None:
+    async def test_outside_of_http_are_left_to_the_server(self) -> None:
         async def failing(_scope: Scope, _receive: Receive, _send: Send) -> None:
             raise ValueError("at the start")
 
+        async def unused() -> Message:
+            raise AssertionError
+
+        async def discard(_message: Message) -> None:
+            raise AssertionError
+
         with pytest.raises(ValueError, match="at the start"):
-            await RequestMiddleware(failing)({"type": "lifespan"}, nothing, append_to(collected))
-        assert collected == []
-
-
-GET: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-
-
-@pytest.fixture
-def collected() -> list[Message]:
-    return []
-
-
-async def nothing() -> Message:
-    raise AssertionError("nobody should read")
-
-
-def append_to(messages: list[Message]) -> Callable[[Message], Any]:
-    async def send(message: Message) -> None:
-        messages.append(message)
-
-    return send
+            await RequestMiddleware(failing)({"type": "lifespan"}, unused, discard)

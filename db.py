@@ -17,7 +17,7 @@ from kit.database import database as machinery
 from kit.database.database import Database
 from kit.database.execute import Record, Row, Statement
 from kit.database.failures import DRIVER_ERRORS
-from kit.database.search import Word, holds
+from kit.database.search import Word, contains
 from kit.database.session import ReadSession, Session
 from kit.database.sql import (
     UTCDateTime,
@@ -51,8 +51,8 @@ __all__ = [
     "advance",
     "check_database_settings",
     "code_points",
+    "contains",
     "get_session",
-    "holds",
     "keep_tables",
     "open_database",
     "returned_rfc3339",
@@ -98,14 +98,14 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     # What a client asked to be read is of no use when it has left.
     ends_with_client = EndsWithClient(request) if reads else nullcontext()
     with ends_with_client:
-        async with database.line(request.scope.get(USER), reads=reads):
+        async with database.admission(request.scope.get(USER), reads=reads):
             try:
                 yield session
                 if session.has_begun:
                     await session.commit()
-                    database.works()
+                    database.mark_up()
             except DRIVER_ERRORS as error:
-                database.note(error)
+                database.handle_error(error)
                 raise
             finally:
                 if session.has_begun:

@@ -42,7 +42,7 @@ class AccessLog:
         self._pseudonym: Callable[[str], str] = str
         self._notes_probes = True
 
-    def note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    def write(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         """A request is answered, which took so long."""
         if self._tell is None:
             return
@@ -84,7 +84,7 @@ class AccessLog:
                 self._tell, self._pseudonym, self._notes_probes = before
 
     @contextmanager
-    def told_to(self, tell: Tell) -> Iterator[None]:
+    def observed_by(self, tell: Tell) -> Iterator[None]:
         """Inside, what is logged of a request is told as well, while the log is open."""
         before = self._tell
         if before is None:

@@ -79,7 +79,7 @@ class RequestMiddleware:
                 if status in _BEFORE_BODIES and not sent.keys().isdisjoint(_FRAMING):
                     await _discard_body(sent, receive)
                 shown = _CLIENT_WENT_AWAY if went_away else status
-                access_log.note(scope, request_id, shown, time.perf_counter() - began)
+                access_log.write(scope, request_id, shown, time.perf_counter() - began)
             elif method == "HEAD":
                 message["body"] = b""
             await send(message)

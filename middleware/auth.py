@@ -52,7 +52,7 @@ class GetCurrentUser(SecurityBase):
         """Raise AccessDenied unless the user may use the path."""
 
     @contextmanager
-    def told_to(self, tell: Callable[[ServiceError | None], None]) -> Iterator[None]:
+    def observed_by(self, tell: Callable[[ServiceError | None], None]) -> Iterator[None]:
         """Inside, each verdict is told: what is raised, or None."""
         GetCurrentUser._tell = tell
         try:

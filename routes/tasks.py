@@ -66,8 +66,8 @@ from tasks.queries import (
     CREATE_ONCE_WITHIN,
     CREATE_WITHIN,
     DELETE,
-    EMPTY,
     GET,
+    MAKE_TOMBSTONE,
     UPDATE,
     Change,
     created_values,
@@ -95,8 +95,8 @@ router = APIRouter(
 )
 
 # What a request with a body may meet: one that is ignored, or one in JSON.
-_OF_ANY_BODY = (BodyLost, BodyTimeout)
-_OF_A_BODY = (*_OF_ANY_BODY, BodyTooLarge, UnsupportedMediaType)
+_BODY_ERRORS = (BodyLost, BodyTimeout)
+_JSON_BODY_ERRORS = (*_BODY_ERRORS, BodyTooLarge, UnsupportedMediaType)
 _IGNORED_BODY = [Depends(ignored_body)]
 
 create_body = JsonBody(TaskCreate)
@@ -141,7 +141,7 @@ async def _change(
     "",
     dependencies=_IGNORED_BODY,
     response_model=list[TaskPublic],
-    responses=error_responses(InvalidCursor, DatabaseUnavailable, SearchTooSlow, *_OF_ANY_BODY)
+    responses=error_responses(InvalidCursor, DatabaseUnavailable, SearchTooSlow, *_BODY_ERRORS)
     | invalid_input(
         "query",
         "sort",
@@ -177,7 +177,7 @@ async def list_tasks(
     "",
     status_code=201,
     response_model=TaskPublic,
-    responses=error_responses(TaskLimitReached, *_OF_A_BODY)
+    responses=error_responses(TaskLimitReached, *_JSON_BODY_ERRORS)
     | invalid_input(
         "body",
         "title",
@@ -224,7 +224,7 @@ async def create_task(
     "/{task_id}",
     dependencies=_IGNORED_BODY,
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound, *_OF_ANY_BODY)
+    responses=error_responses(TaskNotFound, *_BODY_ERRORS)
     | with_headers(200, "ETag")
     | not_modified("ETag"),
 )
@@ -241,7 +241,7 @@ async def get_task(
 @router.put(
     "/{task_id}",
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags, *_OF_A_BODY)
+    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags, *_JSON_BODY_ERRORS)
     | with_headers(200, "ETag"),
     openapi_extra=update_body.openapi(),
 )
@@ -271,7 +271,7 @@ async def update_task(
     "/{task_id}",
     status_code=204,
     dependencies=_IGNORED_BODY,
-    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags, *_OF_ANY_BODY),
+    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags, *_BODY_ERRORS),
 )
 async def delete_task(
     user_id: UserId,
@@ -284,7 +284,7 @@ async def delete_task(
     """Remove a task for good."""
     now = utc_now()
     values = {"owner": user_id, "task_id": task_id, "now": now, "expired": now - KEY_LIFETIME}
-    row = await _change(session, if_match, if_none_match, DELETE, EMPTY, **values)
+    row = await _change(session, if_match, if_none_match, DELETE, MAKE_TOMBSTONE, **values)
     if "deleted_at" in row and kept is not None:
         kept.add(user_id)
     return Response(status_code=204)
@@ -293,7 +293,7 @@ async def delete_task(
 @router.patch(
     "/{task_id}/complete",
     response_model=TaskPublic,
-    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags, *_OF_A_BODY)
+    responses=error_responses(TaskNotFound, PreconditionFailed, TooManyTags, *_JSON_BODY_ERRORS)
     | with_headers(200, "ETag"),
     openapi_extra=completion_body.openapi(required=False),
 )

@@ -53,7 +53,7 @@ from db import (
     Word,
     advance,
     code_points,
-    holds,
+    contains,
     returned_rfc3339,
     rfc3339,
     unless_key_is_known,
@@ -190,7 +190,7 @@ def _passes(of: Columns, name: str) -> ColumnElement[bool]:
         completed: ColumnElement[bool] = of.completed == bindparam(name, type_=Boolean())
         return completed
     word = bindparam(name, type_=Word())
-    return or_(holds(of.title, word), holds(of.description, word))
+    return or_(contains(of.title, word), contains(of.description, word))
 
 
 class _Search(Statement[ReadSession]):
@@ -338,7 +338,7 @@ def _emptied(column: Column[Any]) -> Any:
 # A task that was made with a key is kept for it, emptied, until the bind `expired`: D30.
 _expired = _task.created_at < bindparam("expired", type_=UTCDateTime())
 DELETE = _change(delete(TASK_TABLE).where(or_(not_(HAS_KEY), _expired)), _task.id)
-EMPTY = _change(
+MAKE_TOMBSTONE = _change(
     update(TASK_TABLE).values(
         **{name: _emptied(_task[name]) for name in TaskCreate.model_fields},
         updated_at=_now,

@@ -56,7 +56,7 @@ class Tombstones:
         self._after = ""
         self._next_step = time.monotonic() + random.uniform(0, SWEEP_INTERVAL)  # noqa: S311
         # An answer shows that the database is awake: a sweep wakes no suspended one.
-        database.when_awake.append(self._sweep_if_due)
+        database.after_answer.append(self._sweep_if_due)
 
     def add(self, user_id: str) -> None:
         """The user has one more."""
@@ -102,7 +102,7 @@ class Tombstones:
     async def _run(self, statement: Statement, **values: object) -> Sequence[Record]:
         """Take a turn like a request. Nothing is found where the database is away."""
         with suppress(DatabaseUnavailable):
-            async with self._database.line(None, reads=False):
+            async with self._database.admission(None, reads=False):
                 return await statement.records(Session(self._database), **values)
         return []
 

@@ -222,7 +222,7 @@ class TestGetSession:
         async def endpoint(session: SessionDep) -> None:
             await add_by_sql(session)
 
-        database.fails("a test says so")
+        database.mark_down("a test says so")
         assert (await post(app)).status_code == 200
         assert database.seen_working
 

@@ -75,11 +75,11 @@ class Database:
         self.tables_ready = False
         self.seen_working = False
         # For statements that are run again because they had to give way to each other.
-        self.turn = asyncio.Lock()
+        self.repeat_lock = asyncio.Lock()
         # Set where statements are recorded: kit/telemetry/record.py.
         self.statement_span: StatementSpan | None = None
         # Called after each answer, which shows that the database is awake.
-        self.when_awake: list[Callable[[], None]] = []
+        self.after_answer: list[Callable[[], None]] = []
         # A statement took too long, and none has been answered since.
         self._in_doubt = False
         self._failed_at = float("-inf")
@@ -92,10 +92,10 @@ class Database:
         try:
             yield
         except DRIVER_ERRORS as error:
-            self.note(error)
+            self.handle_error(error)
             raise
 
-    def note(self, error: Exception) -> None:
+    def handle_error(self, error: Exception) -> None:
         """Note what a driver's error says of the database, and raise what it means, if it is known.
 
         Raises what failures.service_error makes of it.
@@ -106,18 +106,18 @@ class Database:
         if isinstance(meant, StatementTimeout):
             self._in_doubt = True
         elif isinstance(meant, DatabaseUnavailable):
-            self.fails(str(meant))
+            self.mark_down(str(meant))
         raise meant from error
 
-    def works(self) -> None:
+    def mark_up(self) -> None:
         """Note that it has answered."""
         self.seen_working = True
         self._in_doubt = False
         self._outage.ends()
-        for call in self.when_awake:
+        for call in self.after_answer:
             call()
 
-    def fails(self, reason: str) -> None:
+    def mark_down(self, reason: str) -> None:
         """Note that it does not serve."""
         self.seen_working = False
         self._failed_at = time.monotonic()
@@ -128,7 +128,7 @@ class Database:
         return self.tables_ready and await self.serves()
 
     @property
-    def is_worth_asking(self) -> bool:
+    def probe_is_due(self) -> bool:
         """Whether it was last seen failing, and not just now; or nobody knows."""
         has_failed = not self.seen_working
         return self._in_doubt or (
@@ -141,12 +141,12 @@ class Database:
         It is asked only after it was seen failing, and not often, so that a database that is
         suspended while nobody needs it is left asleep.
         """
-        if self.is_worth_asking:
+        if self.probe_is_due:
             # Other probes need not ask meanwhile.
             self._in_doubt = False
             self._failed_at = time.monotonic()
             with suppress(DatabaseUnavailable):
-                async with self.line(None, reads=True):
+                async with self.admission(None, reads=True):
                     await self._ask()
             self._failed_at = time.monotonic()
         return self.seen_working
@@ -157,9 +157,9 @@ class Database:
                 async with self.engine_for(reads=True).connect() as connection:
                     await connection.execute(select(self.table.c.id).limit(0))
         except StatementTimeout as error:  # Of one that any database in order answers at once.
-            self.fails(str(error))
+            self.mark_down(str(error))
         else:
-            self.works()
+            self.mark_up()
 
     def for_reading(self) -> "Database":
         """Where a request that only reads is to look."""
@@ -169,13 +169,13 @@ class Database:
         """The engine of a session."""
         return self.file.reading_engine if reads and self.file is not None else self.engine
 
-    def line(self, user: str | None, *, reads: bool) -> AbstractAsyncContextManager[None]:
+    def admission(self, user: str | None, *, reads: bool) -> AbstractAsyncContextManager[None]:
         """Where a request of this user waits for its turn; None is no user."""
         if reads and self.file is not None:
             return nullcontext()
         return self.gate if user is None else self.gate.turn_of(user)
 
-    def each(self) -> "list[Database]":
+    def members(self) -> "list[Database]":
         """It, and its replica if it has one."""
         return [self]
 
@@ -248,12 +248,12 @@ class Replicated(Database):
             )
 
     def for_reading(self) -> Database:
-        if self.replica.is_worth_asking:
+        if self.replica.probe_is_due:
             # The replica's work, so that it ends before its connections are closed.
             self.replica.in_background(self.replica.serves())
         return self.replica if self.replica.seen_working else self
 
-    def each(self) -> list[Database]:
+    def members(self) -> list[Database]:
         return [self, self.replica]
 
     async def close(self) -> None:
@@ -285,7 +285,7 @@ async def open_database(settings: Settings, table: Table) -> AsyncIterator[Datab
     """
     database = new_database(settings, table)
     logger.info("tasks are kept in %s", place(database.engine.url))
-    for one in database.each():
+    for one in database.members():
         if one.asked.ignored:
             logger.debug(
                 "parameters of %s that mean nothing here: %s",

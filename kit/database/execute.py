@@ -39,7 +39,7 @@ REPEAT_WITHIN = 0.5
 # Seconds before a statement is run again that gave way to another transaction.
 CONFLICT_PAUSE = 0.003
 # Seconds within which a replica that fails leaves the primary time enough.
-AT_ONCE = 0.1
+FALLBACK_WITHIN = 0.1
 # Seconds a connection has to answer again after its statement was cut off.
 RECOVERY_TIMEOUT = 1.0
 
@@ -109,7 +109,7 @@ class Statement[S: ReadSession = AsyncSession]:
                 return await run(database, values)
             except (DatabaseUnavailable, asyncpg.PostgresError):
                 # What the replica lacks, such as a new column, the primary has already.
-                if time.monotonic() - session.waiting_since > AT_ONCE:
+                if time.monotonic() - session.waiting_since > FALLBACK_WITHIN:
                     raise
             async with primary.gate:
                 return await run(primary, values)
@@ -135,10 +135,10 @@ class Statement[S: ReadSession = AsyncSession]:
                 losses += isinstance(error, _CONNECTION_LOST)
                 harmless = _not_begun(error) or (isinstance(error, _CONNECTION_LOST) and losses < 2)
                 if not harmless or time.monotonic() > deadline:
-                    database.note(error)
+                    database.handle_error(error)
                     raise
             else:
-                database.works()
+                database.mark_up()
                 return records
 
     async def _repeat(
@@ -152,7 +152,7 @@ class Statement[S: ReadSession = AsyncSession]:
             # One at a time: at once, all but one would give way again.
             try:
                 async with asyncio.timeout_at(deadline):
-                    await database.turn.acquire()
+                    await database.repeat_lock.acquire()
             except TimeoutError:
                 break
             try:
@@ -160,11 +160,11 @@ class Statement[S: ReadSession = AsyncSession]:
             except DRIVER_ERRORS as again:
                 error = again
             else:
-                database.works()
+                database.mark_up()
                 return records
             finally:
-                database.turn.release()
-        database.note(error)
+                database.repeat_lock.release()
+        database.handle_error(error)
         raise error
 
     async def _run_once(self, database: Database, values: Mapping[str, object]) -> Sequence[Record]:
@@ -274,7 +274,7 @@ async def _recover(database: Database, connection: IdleConnection) -> None:
             await connection.driver.fetchval("SELECT 1", timeout=RECOVERY_TIMEOUT)
     except DRIVER_ERRORS as error:
         connection.pooled.invalidate()
-        database.fails(f"a connection does not answer any more ({type(error).__name__})")
+        database.mark_down(f"a connection does not answer any more ({type(error).__name__})")
     except BaseException:
         connection.pooled.invalidate()
         raise

@@ -1,8 +1,8 @@
 # [Task]: T052 [From]: specs/decisions.md
-"""SQL for text that holds a word, in capitals or not: the same rows in every database.
+"""SQL for case-insensitive search. It finds the same rows in every database.
 
-What lower() and ILIKE make of a letter depends on a database's collation and version. So it is
-decided here which letters are forms of each other (specs/decisions.md, D28).
+lower() and ILIKE depend on the collation and version of a database. So this module decides which
+letters are cases of each other (specs/decisions.md, D28).
 """
 
 import itertools
@@ -16,8 +16,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-# Letters that are another's form but that no upper() or lower() of that other leads to, such as
-# the final sigma. tests/kit/database/test_search.py holds them against all of Unicode.
+# Letters that upper() and lower() never produce from their other forms, such as the final sigma.
+# tests/kit/database/test_search.py compares the list with all of Unicode.
 _FURTHER = (
     "\u00b5\u017f\u0345\u0390\u03b0\u03c2\u03d0\u03d1\u03d5\u03d6\u03f0\u03f1\u03f4\u03f5"
     "\u1c80\u1c81\u1c82\u1c83\u1c84\u1c85\u1c86\u1c87\u1c88\u1e9b\u1e9e\u1fbe\u1fd3\u1fe3"
@@ -27,7 +27,7 @@ _FURTHER = (
 
 @lru_cache(maxsize=1024)
 def forms(character: str) -> str:
-    """The character in each of its cases, where that is one character, too; itself at least."""
+    """The character and each of its cases that is a single character."""
     folded = character.casefold()
     found = {character, *_FURTHER}
     for form in (character, folded):
@@ -36,11 +36,11 @@ def forms(character: str) -> str:
 
 
 def fold(text: str) -> str:
-    """The text with each character in one form of its case, and as long as it was."""
+    """The text with each character in one case. Its length does not change."""
     folded = text.casefold()
     if len(folded) == len(text):
         return folded
-    # Some fold to several characters, as \xdf does, and are kept whole. No text holds surrogates.
+    # Surrogates, which no text contains, protect characters that fold to several, such as \xdf.
     long = [character for character in set(text) if len(character.casefold()) > 1]
     for number, character in enumerate(long, 0xD800):
         text = text.replace(character, chr(number))
@@ -50,21 +50,21 @@ def fold(text: str) -> str:
     return text
 
 
-def contains(text: str | None, word: str) -> bool | None:
-    """What `holds` is on SQLite, where every connection has this function: sqlite.py."""
+def sqlite_contains(text: str | None, word: str) -> bool | None:
+    """The function behind `contains` on SQLite. sqlite.py registers it on every connection."""
     return None if text is None else word in fold(text)
 
 
-# Forms, beside those that lower() knows, of a word's letters for which PostgreSQL replaces them in
-# the text. With more of them, a regular expression is faster (specs/decisions.md, D28).
+# PostgreSQL replaces at most so many letter forms that lower() does not know. With more of them, a
+# regular expression is faster (specs/decisions.md, D28).
 REPLACED = 4
 
 
 class Word(TypeDecorator[str]):
-    """The type of a bind parameter that `holds` looks for.
+    """The type of a bind parameter that `contains` looks for.
 
-    SQLite is sent the word as `fold` has it. PostgreSQL is sent that word, a regular expression to
-    take in its place or NULL, and pairs of a letter's further form and its first.
+    SQLite gets the folded word. PostgreSQL gets an array: the folded word, a regular expression to
+    use instead or NULL, and pairs of a letter's other form and its folded form.
     """
 
     impl = String()
@@ -95,15 +95,15 @@ def _regular_expression(character: str) -> str:
     return f"[{alike}]" if len(alike) > 1 else re.escape(character)
 
 
-class holds(FunctionElement[bool]):  # named as a SQL function would be
-    """SQL: `holds(text, word)` is whether the text has the word in it; its bind has type Word."""
+class contains(FunctionElement[bool]):  # named as a SQL function would be
+    """SQL: `contains(text, word)` is true if the text contains the word (type Word)."""
 
     type = Boolean()
     inherit_cache = True
 
 
-@compiles(holds, "postgresql")
-def _holds_postgresql(element: holds, compiler: SQLCompiler, **kw: Any) -> str:
+@compiles(contains, "postgresql")
+def _contains_postgresql(element: contains, compiler: SQLCompiler, **kw: Any) -> str:
     text, word = (compiler.process(clause, **kw) for clause in element.clauses)
     # With COLLATE "C", lower() changes the letters of ASCII only.
     folded = f'lower({text} COLLATE "C")'
@@ -115,7 +115,7 @@ def _holds_postgresql(element: holds, compiler: SQLCompiler, **kw: Any) -> str:
     )
 
 
-@compiles(holds, "sqlite")
-def _holds_sqlite(element: holds, compiler: SQLCompiler, **kw: Any) -> str:
+@compiles(contains, "sqlite")
+def _contains_sqlite(element: contains, compiler: SQLCompiler, **kw: Any) -> str:
     text, word = (compiler.process(clause, **kw) for clause in element.clauses)
     return f"contains({text}, {word})"

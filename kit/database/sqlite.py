@@ -22,7 +22,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from kit.database.failures import BROKEN, is_sqlite
 from kit.database.gate import Gate
-from kit.database.search import contains
+from kit.database.search import sqlite_contains
 from settings import Settings
 
 # Seconds that a read may take in the event loop's thread, where all others wait for it.
@@ -56,7 +56,7 @@ class Connection(sqlite3.Connection):
         self._reads_only = reads_only
         self._is_set_up = False
         self.set_progress_handler(self._is_over, _INSTRUCTIONS)
-        self.create_function("contains", 2, contains, deterministic=True)
+        self.create_function("contains", 2, sqlite_contains, deterministic=True)
 
     def _is_over(self) -> bool:
         return self.is_abandoned or time.monotonic() > self._deadline
@@ -200,7 +200,7 @@ async def add_functions(connection: AsyncConnection) -> None:
     if "contains" not in connection.info:
         raw = await connection.get_raw_connection()
         driver = cast(Any, raw.driver_connection)
-        await driver.create_function("contains", 2, contains, deterministic=True)
+        await driver.create_function("contains", 2, sqlite_contains, deterministic=True)
         connection.info["contains"] = True
 
 

@@ -264,11 +264,11 @@ class _Tables:
         while not await self._done(upgrade_tables):
             pass
         self._database.tables_ready = True
-        self._database.works()
+        self._database.mark_up()
         if self._database.is_postgresql:
             # Better Auth's migration may come later. An answer shows that the database is awake, so
             # that looking then wakes no suspended one.
-            self._database.when_awake.append(self._look_again)
+            self._database.after_answer.append(self._look_again)
             await self._link_owners()
             while not await self._done(make_indexes):
                 pass
@@ -298,7 +298,7 @@ class _Tables:
         self._next_look = float("inf")  # Nobody else need look meanwhile.
         try:
             if await link_owners(self._database):
-                self._database.when_awake.remove(self._look_again)
+                self._database.after_answer.remove(self._look_again)
             self._look_interval = OWNERS_LOOK_INTERVAL
         except DatabaseUnavailable:
             pass  # The log has told.

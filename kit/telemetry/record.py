@@ -53,7 +53,7 @@ _LOGGERS = ("tasks", "_granian", "uvicorn.error")
 class Guard(Protocol):
     """What judges tokens, and tells its verdicts."""
 
-    def told_to(
+    def observed_by(
         self, tell: Callable[[ServiceError | None], None]
     ) -> AbstractContextManager[None]: ...
 
@@ -75,12 +75,12 @@ def recording(
                 logger_provider=providers.logger,
             )
         )
-        stack.enter_context(guard.told_to(_verdict_counter(meter)))
-        stack.enter_context(access_log.told_to(records.request))
+        stack.enter_context(guard.observed_by(_verdict_counter(meter)))
+        stack.enter_context(access_log.observed_by(records.request))
         for name in _LOGGERS:
             logging.getLogger(name).addHandler(records)
             stack.callback(logging.getLogger(name).removeHandler, records)
-        for each in database.each():
+        for each in database.members():
             each.statement_span = _statement_spans(tracer, each)
             stack.callback(setattr, each, "statement_span", None)
         _gauge_connections(meter, database)
@@ -122,12 +122,12 @@ def _statement_spans(tracer: Tracer, database: Database) -> StatementSpan:
 
 def _gauge_connections(meter: Meter, database: Database) -> None:
     def in_use(_options: CallbackOptions) -> Iterable[Observation]:
-        for each in database.each():
+        for each in database.members():
             state = {"db.client.connection.state": "used"}
             yield Observation(each.gate.in_use, {**_pool(each), **state})
 
     def waiting(_options: CallbackOptions) -> Iterable[Observation]:
-        for each in database.each():
+        for each in database.members():
             yield Observation(each.gate.waiting, _pool(each))
 
     meter.create_observable_gauge(

@@ -289,9 +289,9 @@ class TestWriting:
     def test_is_done_when_the_service_ends(self, log: Log) -> None:
         access = AccessLog()
         with access.opened(get_settings()):
-            access.note(scope(), "the last one", 200, 0.001)
+            access.write(scope(), "the last one", 200, 0.001)
         assert [line["request_id"] for line in log.lines()] == ["the last one"]
-        access.note(scope(), "later", 200, 0.001)
+        access.write(scope(), "later", 200, 0.001)
         assert len(log.lines()) == 1
 
     @pytest.mark.parametrize("terminal", [False, True], ids=["json", "text"])
@@ -342,4 +342,4 @@ def written(*scopes: Scope) -> None:
     access = AccessLog()
     with access.opened(get_settings()):
         for one in scopes:
-            access.note(one, "id", 200, 0.001)
+            access.write(one, "id", 200, 0.001)

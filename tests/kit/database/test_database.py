@@ -89,11 +89,11 @@ class TestReady:
     async def test_is_one_that_has_its_tables_and_was_seen_working(self, database_url: str) -> None:
         async with open_database(settings_for(database_url)) as database:
             assert not database.seen_working
-            database.works()
+            database.mark_up()
             assert not await database.is_ready()
             database.tables_ready = True
             assert await database.is_ready()
-            database.fails("a test says so")
+            database.mark_down("a test says so")
             assert not database.seen_working
 
 

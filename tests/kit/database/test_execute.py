@@ -459,7 +459,7 @@ class TestProbes:
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = questions(database)
-        database.fails("a test says so")
+        database.mark_down("a test says so")
         assert not any([await database.serves() for _ in range(20)])
         assert asked == []
         monkeypatch.setattr("kit.database.database.PROBE_INTERVAL", 0.5)

@@ -1,7 +1,7 @@
 # [Task]: T009 [From]: specs/design.md
-"""The only door to the database: sessions, the statements that run in them, and SQL to write those.
+"""The only way to the database: sessions, statements, and SQL functions for statements.
 
-How either works is told in kit/database/.
+The implementation is in kit/database/.
 """
 
 import logging
@@ -69,13 +69,13 @@ _not_set_up = Outage(logging.getLogger("tasks.db"), "the server has not set the 
 def open_database(settings: Settings) -> AbstractAsyncContextManager[Database]:
     """The database for as long as the service runs. Raises SettingsError for a bad DATABASE_URL.
 
-    It does not connect: a database that is away is no reason not to start.
+    It does not connect, so the service starts while the database is down.
     """
     return machinery.open_database(settings, TASK_TABLE)
 
 
 def check_database_settings(settings: Settings) -> None:
-    """Raises SettingsError for a bad DATABASE_URL, which a start need not wait for."""
+    """Raises SettingsError for a bad DATABASE_URL, without connecting."""
     machinery.new_database(settings, TASK_TABLE)
 
 
@@ -83,8 +83,8 @@ def check_database_settings(settings: Settings) -> None:
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     """A session that commits when the endpoint succeeds and rolls back when it fails.
 
-    It ends before the response is sent, whatever scope `Depends` names. For a GET it may be one to
-    a replica, and on SQLite it only reads: neither can be written to. `ReadSessionDep` says so.
+    It ends before the response is sent, whatever scope `Depends` names. For a GET or HEAD it is
+    read-only: it may use a replica, and on SQLite a read-only connection. Use `ReadSessionDep`.
     """
     primary: Database | None = getattr(request.app.state, "database", None)
     if primary is None:
@@ -95,7 +95,7 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     reads = request.method in _READING
     database = primary.for_reading() if reads else primary
     session = Session(database, primary, reads=reads)
-    # What a client asked to be read is of no use when it has left.
+    # A read is useless once its client has disconnected.
     ends_with_client = EndsWithClient(request) if reads else nullcontext()
     with ends_with_client:
         async with database.admission(request.scope.get(USER), reads=reads):
@@ -112,7 +112,7 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
                     await session.close()
 
 
-# The scope is for an override that yields: FastAPI would end it after the response.
+# The scope matters for test overrides that yield: FastAPI would end those after the response.
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
-# The same dependency for a GET: to write by it is a type error.
+# The same dependency for a GET. A write through it is a type error.
 ReadSessionDep = Annotated[ReadSession, Depends(get_session, scope="function")]

@@ -1,7 +1,7 @@
 # [Task]: T003 [From]: specs/requirements.md
-"""This API's own errors: status, sentence and headers of each.
+"""This API's own errors, with the status, sentence and headers of each.
 
-ServiceError              kit/errors.py, with the errors that any endpoint can raise
+ServiceError              in kit/errors.py, with the errors that any endpoint can raise
 ├── InvalidCursor         400
 ├── TooManyTags           400
 ├── TaskNotFound          404
@@ -16,7 +16,7 @@ from kit.errors import ServiceError
 
 
 class InvalidCursor(ServiceError):
-    """A cursor that was not given for this user's list with these filters in this order."""
+    """The cursor was not issued for this user's list with these filters and this order."""
 
     status_code = 400
     detail = "Invalid cursor"
@@ -44,7 +44,7 @@ class TaskLimitReached(ServiceError):
 
 
 class PreconditionFailed(ServiceError):
-    """If-Match or If-None-Match forbids to change the task, whose ETag is `etag` now."""
+    """If-Match or If-None-Match forbids the change. `etag` is the task's current ETag."""
 
     status_code = 412
     detail = "Task has changed"
@@ -57,7 +57,7 @@ class PreconditionFailed(ServiceError):
 
 
 class SearchTooSlow(ServiceError):
-    """The search did not end within DATABASE_STATEMENT_TIMEOUT. Repeating it is in vain."""
+    """The search did not end within DATABASE_STATEMENT_TIMEOUT. A retry would not help."""
 
     status_code = 503
     detail = "The search takes too long"

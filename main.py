@@ -1,12 +1,12 @@
 # [Task]: T013 [From]: specs/design.md
-"""The service, put together: what is mounted, and what a request passes on its way in.
+"""The app: its lifespan and its routes. A request passes these, in this order:
 
-RequestMiddleware   what every request gets         kit/middleware.py
-RouteTable          which route?                    kit/routing.py, kit/routing.py
-DirectRoute         calls what follows              kit/routing.py
-verify_user_access  may it?                         middleware/auth.py
-an endpoint         what is done                    routes/tasks.py
-a Statement         how it is kept                  tasks/queries.py, database/
+RequestMiddleware   request id, CORS, error answers  kit/middleware.py
+RouteTable          finds the route                  kit/routing.py
+DirectRoute         calls dependencies and endpoint  kit/routing.py
+verify_user_access  checks the token                 middleware/auth.py
+an endpoint         does the work                    routes/tasks.py
+a Statement         reads or writes the table        tasks/queries.py, kit/database/
 """
 
 import logging
@@ -35,7 +35,7 @@ logger = logging.getLogger("tasks.settings")
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Check the settings, open the database, and close it at the end. Raises SettingsError."""
+    """Open what the service needs and close it at the end. Raises SettingsError."""
     settings = get_settings()
     with service_logs(settings), access_log.opened(settings):
         for warning in settings.warnings:
@@ -70,11 +70,11 @@ app = TaskAPI(
     ],
     lifespan=lifespan,
     redirect_slashes=False,
-    # These are routes of documentation.py, which can be turned off.
+    # kit/documentation.py serves these, so that API_DOCS can turn them off.
     openapi_url=None,
     docs_url=None,
     redoc_url=None,
-    # Not include_router, which looks for a request's route twice and drops DirectRoute.
+    # include_router would look up each route twice and would not use DirectRoute.
     routes=[*tasks.router.routes, *health.router.routes, *documentation.routes],
 )
 install_error_handlers(app)

@@ -1,7 +1,7 @@
 # [Task]: T005 [From]: specs/requirements.md
-"""The two tables: `task`, which is this service's, and `"user"`, which Better Auth owns.
+"""The two tables: `task`, which this service owns, and `"user"`, which Better Auth owns.
 
-What a client may send and sees is in schemas.py.
+schemas.py defines what clients send and get.
 """
 
 from datetime import datetime
@@ -38,7 +38,7 @@ IDEMPOTENCY_KEY_LENGTH = 255
 
 
 class User(SQLModel, table=True):
-    """A user as Better Auth keeps it, for reading. Its migration makes this table, never ours."""
+    """A user of Better Auth, read-only. Better Auth's migration creates the table, never ours."""
 
     __tablename__ = "user"
 
@@ -58,7 +58,7 @@ class User(SQLModel, table=True):
 
 
 def _created_at(context: DefaultExecutionContext) -> datetime:
-    # SQLAlchemy fills in defaults in the order of the columns, so created_at has its value by now.
+    # SQLAlchemy computes defaults in column order, so created_at already has its value.
     parameters = context.get_current_parameters()  # type: ignore[no-untyped-call]
     created_at: datetime = parameters["created_at"]
     return created_at
@@ -71,15 +71,16 @@ _NEXT_VERSION = advance(
 
 
 class Task(SQLModel, table=True):
-    """One task of one user. No foreign key here: Better Auth's table may come after this one.
+    """One task of one user.
 
-    Every UPDATE moves `updated_at`, by the ORM or by Core, unless it sets that column itself.
+    Every UPDATE by the ORM or Core moves `updated_at`, unless it sets that column itself. The model
+    has no foreign key, because Better Auth may create its table later (kit/database/tables.py).
     """
 
     __tablename__ = "task"
-    # An UPDATE by the ORM returns the new `updated_at`: an async session can't load it later.
+    # An ORM UPDATE must return the new `updated_at`: an async session can't load it lazily.
     __mapper_args__ = {"eager_defaults": True}
-    # SQLite would hand the id of a deleted task to the next one.
+    # Without it, SQLite would reuse the id of a deleted task.
     __table_args__ = {"sqlite_autoincrement": True}  # SQLAlchemy's own convention
 
     id: int | None = Field(
@@ -94,7 +95,7 @@ class Task(SQLModel, table=True):
     completed: bool = Field(
         default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
     )
-    # The columns have the defaults, so that an INSERT by Core gets them too.
+    # The defaults belong to the columns, so that a Core INSERT gets them too.
     created_at: Instant = Field(
         default=None, sa_column=Column(UTCDateTime, nullable=False, default=utc_now)
     )
@@ -103,21 +104,21 @@ class Task(SQLModel, table=True):
         sa_column=Column(UTCDateTime, nullable=False, default=_created_at, onupdate=_NEXT_VERSION),
     )
     # The columns below are internal: `exclude` keeps them out of JSON.
-    # The key of the request that made the task, and a digest of its body (tasks/idempotency.py).
+    # The Idempotency-Key of the POST and a digest of its body (tasks/idempotency.py).
     idempotency_key: str | None = Field(
         default=None, exclude=True, sa_column=Column(String(IDEMPOTENCY_KEY_LENGTH))
     )
     idempotency_mark: bytes | None = Field(
         default=None, exclude=True, sa_column=Column(LargeBinary)
     )
-    # Set in a tombstone: a deleted task's row, kept for its key (specs/decisions.md, D30).
+    # Set only in a tombstone: a deleted task's row, kept for its key (specs/decisions.md, D30).
     deleted_at: datetime | None = Field(default=None, exclude=True, sa_column=Column(UTCDateTime))
 
 
 TASK_TABLE = Task.__table__  # type: ignore[attr-defined]  # SQLModel makes it
 
 
-# One user's list, newest first, is read off this index in order.
+# The default list, newest first, is read from this index in order.
 Index(
     "ix_task_user_id_created_at_id",
     TASK_TABLE.c.user_id,
@@ -126,7 +127,7 @@ Index(
 )
 
 
-# These two hold few rows or none, so that tasks without a key cost them nothing.
+# The next two indexes are partial, so that tasks without a key cost nothing.
 HAS_KEY = TASK_TABLE.c.idempotency_key.is_not(None)
 
 Index(
@@ -151,9 +152,9 @@ Index(
 
 @event.listens_for(Session, "do_orm_execute")
 def _hide_tombstones(state: ORMExecuteState) -> None:
-    """Keep tombstones out of what any session selects, updates or deletes."""
+    """Hide tombstones from every SELECT, UPDATE and DELETE of a session."""
     if state.is_column_load:
-        return  # Of a row that the session has already found.
+        return  # The session already has this row.
     is_task = TASK_TABLE.c.deleted_at.is_(None)
     if state.is_orm_statement:
         criteria = with_loader_criteria(Task, is_task, include_aliases=True)

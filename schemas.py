@@ -1,5 +1,5 @@
 # [Task]: T006 [From]: specs/requirements.md
-"""What clients send and see: request bodies, the parts of a path, a task."""
+"""What clients send and get: request bodies, path and query parameters, a task."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-# pydantic wants this TypedDict rather than typing's for total=False fields with metadata.
+# pydantic needs this TypedDict for total=False fields with metadata; typing's does not work.
 from typing_extensions import TypedDict
 
 from kit.database.sql import Instant
@@ -29,9 +29,8 @@ MAX_TASK_ID = 2**63 - 1
 
 SEARCH_LENGTH = 200
 
-# Tasks of a page at most.
+# The largest `limit`.
 PAGE_LENGTH = 200
-
 
 _TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
 
@@ -45,10 +44,10 @@ Title = Annotated[
         strip_whitespace=True,
         min_length=1,
         max_length=TITLE_LENGTH,
-        # No NUL, which PostgreSQL can't keep, and not white space alone.
+        # No NUL, because PostgreSQL can't store it, and at least one character that is no space.
         pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
     ),
-    # Clients that validate see the text before it is stripped, so its bounds are no schema's.
+    # The bounds apply to the stripped text. A client would check them before stripping.
     WithJsonSchema(
         {
             "type": "string",
@@ -67,7 +66,7 @@ Description = Annotated[
 
 Search = Annotated[
     str,
-    # What stands for bytes that were no UTF-8 could only be found by mistake.
+    # U+FFFD replaces bytes that are not UTF-8, so a match would be a mistake.
     StringConstraints(min_length=1, max_length=SEARCH_LENGTH, pattern=r"^[^\u0000\ufffd]*$"),
 ]
 
@@ -176,12 +175,12 @@ class ListQuery(BaseModel):
 
     @property
     def filters(self) -> dict[str, bool | str]:
-        """Those that were asked for."""
+        """The filters that the request sets."""
         both = {"completed": self.completed, "search": self.search}
         return {name: value for name, value in both.items() if value is not None}
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """What can't be changed need not be copied: DirectRoute then makes none for a request."""
+        """Returns itself: a frozen model needs no copy, and DirectRoute skips one per request."""
         return self
 
 
@@ -211,7 +210,7 @@ class TaskPublic(BaseModel):
     )
 
 
-# Rows whose columns come in the order of TaskPublic's members, as a JSON array.
+# Writes rows as a JSON array. Their columns must be in the order of TaskPublic's members.
 tasks_json = json_writer(TaskPublic)
 
 

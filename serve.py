@@ -1,7 +1,7 @@
 # [Task]: T070 [From]: specs/requirements.md
-"""`python -m serve`: the app under Granian, as the settings say.
+"""`python -m serve` runs the app under Granian with the service's settings.
 
-A supervisor process replaces workers that die. It imports the app once, and forks its workers.
+A supervisor process imports the app once, forks the workers, and replaces workers that die.
 """
 
 import errno
@@ -32,18 +32,19 @@ from settings import Settings, SettingsError, get_settings
 
 logger = logging.getLogger("tasks.serve")
 
-# The exit status of a start that a setting has stopped.
+# The exit status if a setting is refused.
 REFUSED = 3
-# Seconds that a stop waits for the requests under way: what one may wait for, and some of its body.
+# Seconds that a stop waits for requests in progress: the longest one plus part of its body.
 STOP_TIMEOUT = 8
-# Connections that the system keeps for each worker until it accepts them.
+# Connections per worker that the kernel queues until they are accepted.
 BACKLOG = 2048
-# Bytes that each connection may hold of a head, and of an answer that its client does not read.
+# Bytes buffered per connection: of a request's head, and of a response that the client does not
+# read.
 BUFFER_SIZE = 64 * 1024
-# Open files that one worker needs for anything but connections: its database's, and the log's.
+# Open files of one worker besides client connections: database files and the log.
 OTHER_FILES = 64
 
-# All lines have this service's form, Granian's and those of other libraries included.
+# The service's format for all log lines, those of Granian and other libraries included.
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -55,10 +56,10 @@ LOGGING: dict[str, Any] = {
 
 
 def held_address(settings: Settings) -> tuple[socket.socket, str, int]:
-    """A socket that keeps the address and port of HOST and PORT for the workers, and both of these.
+    """A socket that reserves HOST and PORT for the workers, with its address and port.
 
-    Granian shares its port with whoever asks for it by SO_REUSEPORT, so what listens there already
-    has to be found first. Raises SettingsError.
+    Granian sets SO_REUSEPORT, so it would silently share a port that another process listens on.
+    This function detects that first. Raises SettingsError.
     """
     host, port = settings.host, settings.port
     try:
@@ -91,7 +92,7 @@ def check_tls(settings: Settings) -> None:
     if settings.tls_cert is None or settings.tls_key is None:
         raise SettingsError("TLS_CERT and TLS_KEY belong together: set both, or neither")
     try:
-        # A key with a password must not ask for it on the terminal.
+        # Without `password`, OpenSSL would ask on the terminal for an encrypted key's password.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
             settings.tls_cert, settings.tls_key, password=""
         )
@@ -105,7 +106,7 @@ def check_tls(settings: Settings) -> None:
 
 
 def connections(settings: Settings) -> int:
-    """MAX_CONNECTIONS, or as many as this process may have open files for."""
+    """MAX_CONNECTIONS, or fewer if the limit of open files is too low."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
         most = settings.max_connections + OTHER_FILES
@@ -113,12 +114,12 @@ def connections(settings: Settings) -> int:
     other_files = OTHER_FILES + settings.database_pool_size
     if most - other_files < settings.max_connections:
         logger.warning("MAX_CONNECTIONS is above the limit of open files, which is %d", most)
-    # Where that leaves next to none, a quarter: one idle connection must not keep all others out.
+    # At least a quarter of the limit: with one or two, an idle connection would block all others.
     return min(settings.max_connections, max(most - other_files, most // 4))
 
 
 def with_root_path(app: ASGIApp, root_path: str) -> ASGIApp:
-    """The app behind a proxy that removes a prefix of each path: it is put in front again."""
+    """The app with `root_path` put back in front of each path, since the proxy removed it."""
     raw = root_path.encode()
 
     def prefixed(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -141,17 +142,17 @@ def load_app() -> ASGIApp:
             supervisor.join()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    # A worker whose supervisor was killed would keep the port.
+    # If the supervisor is killed, its workers must stop, or they would keep the port.
     threading.Thread(target=end_with_supervisor, daemon=True).start()
     served = with_root_path(app, settings.root_path) if settings.root_path else app
     proxied: ASGIApp = wrap_asgi_with_proxy_headers(served, settings.forwarded_allow_ips)
     return proxied
 
 
-def forget_signals() -> None:
-    """In a worker that has just been forked: a signal ends it until it has handlers of its own.
+def reset_signals() -> None:
+    """Remove the supervisor's signal handlers in a worker that was just forked.
 
-    With the supervisor's handlers, it would live on.
+    They would ignore a stop that comes before the worker has handlers of its own.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -159,11 +160,11 @@ def forget_signals() -> None:
 
 
 def serve(settings: Settings, on_startup: Callable[[int], None] | None = None) -> int:
-    """Serve until a signal ends it; the exit status. `on_startup` is called with the port.
+    """Serve until a signal stops it and return the exit status. `on_startup` gets the port.
 
     Raises SettingsError.
     """
-    # Here, for one sentence in place of one from each worker.
+    # Checked here, so that a mistake is logged once and not by each worker.
     check_database_settings(settings)
     check_tls(settings)
     held, host, port = held_address(settings)
@@ -197,18 +198,18 @@ def serve(settings: Settings, on_startup: Callable[[int], None] | None = None) -
     )
     if on_startup is not None:
         server.on_startup(lambda: on_startup(port))
-    os.register_at_fork(after_in_child=forget_signals)
+    os.register_at_fork(after_in_child=reset_signals)
     with held:
         try:
             server.serve(target_loader=load_app, wrap_loader=False)
         except SystemExit as end:
-            # A worker that gets the signal as well may end before it is asked to.
+            # A worker that got the signal itself may exit first, with a status other than 0.
             return 0 if server.interrupt_signal else int(end.code or 0)
     return 0
 
 
 def main() -> int:
-    """Serve as the settings say; the exit status."""
+    """Serve with the service's settings and return the exit status."""
     logging.config.dictConfig(LOGGING)
     try:
         return serve(get_settings())

@@ -1,8 +1,8 @@
 # [Task]: T002 [From]: specs/requirements.md
-"""The service's settings: what the environment or `.env` may say, checked and frozen.
+"""The service's settings, read from the environment and `.env`, then checked and frozen.
 
-Reading happens in `get_settings()`, never at import. How values may be written is in kit/values.py,
-and what a database URL means in kit/database/urls.py.
+`get_settings()` reads them; an import reads nothing. kit/values.py parses single values and
+kit/database/urls.py parses database URLs.
 """
 
 import os
@@ -44,12 +44,12 @@ _HTTP_URL = re.compile(
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+", re.IGNORECASE)
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
-# Settings of earlier releases, and what has taken their place.
+# Settings of earlier releases and what replaced them.
 REMOVED = {"HEADERS_TIMEOUT": "KEEP_ALIVE_TIMEOUT limits the wait for a request's head as well"}
 
 
 class SettingsError(Exception):
-    """A setting is missing or bad. The message names it and the cure, and never shows its value."""
+    """A setting is missing or bad. The message names it and says what to do. It shows no value."""
 
 
 class Settings(BaseModel):
@@ -59,27 +59,28 @@ class Settings(BaseModel):
 
     # Any PostgreSQL URL, or sqlite:///file.db.
     database_url: SecretStr = SecretStr("sqlite:///tasks.db")
-    # A streaming replica of that database, for lists and single reads.
+    # A streaming replica of that database. Lists and single reads go there.
     database_read_url: SecretStr | None = None
-    # The secret shared with the frontend, taken literally as UTF-8; at least 32 bytes.
+    # The secret shared with the frontend: at least 32 bytes of UTF-8, used exactly as written.
     # Required unless better_auth_url is set.
     better_auth_secret: SecretStr | None = None
-    # The secret before, which is accepted too while the frontend and the service change theirs.
+    # The previous secret. It is accepted too while the secret is being changed.
     better_auth_secret_previous: SecretStr | None = None
-    # Better Auth's own list for that, <version>:<secret>, comma-separated; all are accepted.
+    # Better Auth's own list of secrets: <version>:<secret>, comma-separated. All are accepted.
     better_auth_secrets: SecretStr | None = None
-    # The Better Auth server's URL, for tokens of its jwt() plugin; its origin is their iss and aud.
-    # Its path, if it has one, is Better Auth's base path; otherwise that is /api/auth.
+    # The URL of the Better Auth server, for tokens of its jwt() plugin. Its origin is their iss and
+    # aud. Its path is Better Auth's base path; without a path, that is /api/auth.
     better_auth_url: str | None = None
-    # In place of what follows from better_auth_url; the last two comma-separated.
+    # These three override what follows from better_auth_url. Issuer and audience may be lists,
+    # comma-separated.
     better_auth_jwks_url: str | None = None
     better_auth_issuer: str | None = None
     better_auth_audience: str | None = None
     # Exact browser origins, comma-separated in the environment.
     allowed_origins: frozenset[str] = frozenset({"http://localhost:3000"})
-    # Tasks that one user may have; 0 for any number.
+    # Tasks that one user may have; 0 means no limit.
     tasks_per_user: int = Field(default=10_000, ge=0)
-    # Connections of one process to PostgreSQL.
+    # Connections to PostgreSQL per process.
     database_pool_size: int = Field(default=10, ge=1, le=1000)
     # Seconds a request waits for a free connection.
     database_pool_timeout: float = Field(default=1.0, gt=0, le=60)
@@ -87,32 +88,32 @@ class Settings(BaseModel):
     database_connect_timeout: float = Field(default=2.0, gt=0, le=60)
     # Seconds one statement may take.
     database_statement_timeout: float = Field(default=1.5, gt=0, le=60)
-    # Whether /docs and /openapi.json are there.
+    # Whether /docs and /openapi.json are served.
     api_docs: bool = True
-    # The address, the port and the number of processes of `python -m serve`.
+    # Address, port and number of worker processes of `python -m serve`.
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=256)
-    # Open connections of one process of `python -m serve`; more wait to be accepted.
+    # Open connections per worker process. Further ones wait to be accepted.
     max_connections: int = Field(default=4096, ge=1, le=100_000)
-    # Seconds that `python -m serve` waits for a request's head, and for the next request on an
-    # idle connection. A proxy in front must close idle connections sooner: whoever closes first may
-    # meet a request on its way.
+    # Seconds that `python -m serve` waits for the head of a request, and for the next request on an
+    # idle connection. A proxy must close idle connections sooner: otherwise it may send a request
+    # on a connection that the service is closing.
     keep_alive_timeout: int = Field(default=60, ge=1, le=60)
-    # The prefix of all paths that a proxy has removed.
+    # A path prefix that the proxy removes from each request.
     root_path: str = ""
-    # Files of a certificate chain and its key (PKCS#8), for TLS without a proxy.
+    # Files of the certificate chain and its key (PKCS#8), for TLS without a proxy.
     tls_cert: str | None = None
     tls_key: str | None = None
-    # Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses and networks,
-    # comma-separated, or * for all. uvicorn reads it from the environment as well.
+    # Trusted proxies, whose X-Forwarded-For and X-Forwarded-Proto are used: addresses and networks,
+    # comma-separated, or * for all. uvicorn reads this variable from the environment, too.
     forwarded_allow_ips: str = "127.0.0.1,::1"
-    # The form of log lines; by default text on a terminal and JSON otherwise.
+    # The format of log lines. The default is text on a terminal and JSON otherwise.
     log_format: Literal["text", "json"] | None = None
-    # The least of what is logged; the line of each request is info, that of a good probe debug.
+    # The lowest level that is logged. Access lines are info; those of successful probes are debug.
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
 
-    # Names of earlier releases' settings that are still set.
+    # Settings of REMOVED that are still set.
     _removed: list[str] = PrivateAttr(default_factory=list)
 
     @field_validator("database_url", "database_read_url")
@@ -233,7 +234,7 @@ class Settings(BaseModel):
 
     @property
     def secrets(self) -> tuple[bytes, ...]:
-        """Those that are accepted, the one of today first."""
+        """All accepted secrets, the current one first."""
         return tuple(dict.fromkeys(secret.encode() for _, secret in self._named_secrets()))
 
     def _named_secrets(self) -> Iterator[tuple[str, str]]:
@@ -247,36 +248,36 @@ class Settings(BaseModel):
 
     @property
     def jwks_url(self) -> str | None:
-        """Where Better Auth publishes its keys; None if none are asked for."""
+        """The URL of Better Auth's published keys; None if the settings name none."""
         url = self.better_auth_url
         if self.better_auth_jwks_url or url is None:
             return self.better_auth_jwks_url
-        # As Better Auth has it: a path in its URL stands in place of /api/auth.
+        # Better Auth does the same: a path in its URL replaces /api/auth.
         return f"{url}/jwks" if urlsplit(url).path else f"{url}/api/auth/jwks"
 
     @property
     def issuers(self) -> tuple[str, ...]:
-        """The `iss` of tokens of published keys: any of these."""
+        """Tokens signed with published keys must have one of these as `iss`."""
         return self.named_issuers or (origin(self.better_auth_url or ""),)
 
     @property
     def audiences(self) -> tuple[str, ...]:
-        """The `aud` of tokens of published keys: one of these at least."""
+        """Tokens signed with published keys must have at least one of these in `aud`."""
         return self.named_audiences or self.issuers
 
     @property
     def named_issuers(self) -> tuple[str, ...]:
-        """Those of BETTER_AUTH_ISSUER, which HS256 tokens with an `iss` must be of as well."""
+        """BETTER_AUTH_ISSUER as a list. An HS256 token with an `iss` must match it, too."""
         return tuple(comma_separated(self.better_auth_issuer or ""))
 
     @property
     def named_audiences(self) -> tuple[str, ...]:
-        """Those of BETTER_AUTH_AUDIENCE, which HS256 tokens with an `aud` must be for as well."""
+        """BETTER_AUTH_AUDIENCE as a list. An HS256 token with an `aud` must match it, too."""
         return tuple(comma_separated(self.better_auth_audience or ""))
 
     @property
     def warnings(self) -> list[str]:
-        """What is likely to be a mistake, a sentence each, without any value."""
+        """Likely mistakes in the settings, one sentence each, without any value."""
         doubts = [
             f"{name} {doubt_of_secret(secret)}"
             for name, secret in self._named_secrets()
@@ -302,11 +303,8 @@ _READ_NAMES = _NAMES.union(f"{name}_FILE" for name in _FROM_FILES)
 
 
 def get_settings() -> Settings:
-    """The settings of this environment, read once; a changed environment is read anew.
-
-    Raises SettingsError.
-    """
-    # Not one by one: to look for what is not there takes longest.
+    """The settings, cached until the environment changes. Raises SettingsError."""
+    # The intersection is faster than a look-up of each name, since most names are not set.
     return _read(tuple([(name, os.environ[name]) for name in _READ_NAMES.intersection(os.environ)]))
 
 
@@ -316,7 +314,7 @@ def _read(_environment: tuple[tuple[str, str], ...]) -> Settings:
         variables = read_variables(
             _NAMES,
             from_files=_FROM_FILES,
-            # A lost secret must not become a throwaway database.
+            # An empty DATABASE_URL must not select the default, a local SQLite file.
             refused_when_empty=("DATABASE_URL", "ALLOWED_ORIGINS"),
             is_enough=_is_enough,
         )
@@ -333,15 +331,15 @@ def _read(_environment: tuple[tuple[str, str], ...]) -> Settings:
 
 
 def _is_enough(names: Collection[str]) -> bool:
-    """Whether nothing that a start needs can be missing for want of `.env`."""
-    of_tokens = {"BETTER_AUTH_SECRET", "BETTER_AUTH_SECRETS", "BETTER_AUTH_URL"}
-    return "DATABASE_URL" in names and not of_tokens.isdisjoint(names)
+    """Whether the service can start with these variables alone, without `.env`."""
+    token_settings = {"BETTER_AUTH_SECRET", "BETTER_AUTH_SECRETS", "BETTER_AUTH_URL"}
+    return "DATABASE_URL" in names and not token_settings.isdisjoint(names)
 
 
 def _check_secret(secret: str) -> None:
     try:
         size = len(secret.encode())
-    except UnicodeEncodeError:  # The environment's bytes, as lone surrogates.
+    except UnicodeEncodeError:  # Python decodes invalid bytes of the environment as surrogates.
         raise ValueError("is not UTF-8 text") from None
     if not secret.strip():
         raise ValueError("is blank: set it to the secret of the frontend")

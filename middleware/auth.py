@@ -1,8 +1,8 @@
 # [Task]: T008 [From]: specs/requirements.md
-"""Who sends a request, and may they use its path? `verify_user_access` guards every task endpoint.
+"""Authentication and authorization. `verify_user_access` guards every task endpoint.
 
-Nothing else reads a token. kit/tokens.py says which are valid. Without this service's lifespan the
-dependencies work in any FastAPI app; there, each request fetches Better Auth's keys anew.
+Nothing else reads tokens. kit/tokens.py decides which tokens are valid. The dependencies also work
+in a FastAPI app without this service's lifespan; it then fetches Better Auth's keys per request.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,48 +23,48 @@ from settings import get_settings
 class GetCurrentUser(SecurityBase):
     """A dependency that gives the claims of a valid bearer token: `user["sub"]`, `user["email"]`.
 
-    They are read-only. Raises MissingToken, InvalidToken or ExpiredToken. For paths without a
-    `{user_id}`: whose path it is, verify_user_access checks.
+    The claims are read-only. It is for paths without `{user_id}`: it does not check whose path it
+    is. Raises MissingToken, InvalidToken or ExpiredToken.
     """
 
-    # Shared, so that telemetry counts the verdicts of both dependencies.
-    _tell: ClassVar[Callable[[ServiceError | None], None] | None] = None
+    # A class variable, so that telemetry counts the verdicts of both dependencies.
+    _observer: ClassVar[Callable[[ServiceError | None], None] | None] = None
 
     def __init__(self) -> None:
         self.model = HTTPBearer(bearerFormat="JWT", description="A JWT of the frontend's")
         self.scheme_name = "bearer"
 
     async def __call__(self, request: Request) -> Claims:
-        tell = GetCurrentUser._tell
+        observer = GetCurrentUser._observer
         try:
             claims = await _claims(request)
             request.scope[USER] = claims["sub"]
             self._check(request, claims)
         except ServiceError as error:
-            if tell is not None:
-                tell(error)
+            if observer is not None:
+                observer(error)
             raise
-        if tell is not None:
-            tell(None)
+        if observer is not None:
+            observer(None)
         return claims
 
     def _check(self, request: Request, claims: Claims) -> None:
         """Raise AccessDenied unless the user may use the path."""
 
     @contextmanager
-    def observed_by(self, tell: Callable[[ServiceError | None], None]) -> Iterator[None]:
-        """Inside, each verdict is told: what is raised, or None."""
-        GetCurrentUser._tell = tell
+    def observed_by(self, observer: Callable[[ServiceError | None], None]) -> Iterator[None]:
+        """Inside, the observer gets each verdict: the error, or None for a valid token."""
+        GetCurrentUser._observer = observer
         try:
             yield
         finally:
-            GetCurrentUser._tell = None
+            GetCurrentUser._observer = None
 
 
 class VerifyUserAccess(GetCurrentUser):
-    """The same, and the token's `sub` must be the `{user_id}` of the path. Raises AccessDenied too.
+    """The same, but the token's `sub` must be the path's `{user_id}`. Raises AccessDenied, too.
 
-    It reads the path itself, so that the token is judged before any input is.
+    It reads the path itself, so that the token is checked before any input is validated.
     """
 
     def _check(self, request: Request, claims: Claims) -> None:
@@ -84,7 +84,7 @@ async def _claims(request: Request) -> Claims:
     verifier: TokenVerifier | None = getattr(request.app.state, "token_verifier", None)
     if verifier is not None:
         return await verifier.claims(token)
-    # An app that has not run this service's lifespan remembers neither verdicts nor keys.
+    # Without this service's lifespan there is no cache of verdicts or keys.
     async with open_verifier(get_settings()) as fresh:
         return await fresh.claims(token)
 

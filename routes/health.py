@@ -1,5 +1,5 @@
 # [Task]: T012 [From]: specs/requirements.md
-"""Which service is it, is it alive, and can it serve? All public, for probes and balancers."""
+"""Public endpoints for probes and load balancers: service name, liveness, readiness."""
 
 from typing import Literal
 
@@ -38,11 +38,11 @@ _READY = b'{"status":"ready"}'
 @router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def root(request: Request) -> Response:
-    """The service's name, and where its documentation is if that is on."""
-    told = {"service": request.app.title}
+    """The service's name, and the path of its documentation if API_DOCS is on."""
+    content = {"service": request.app.title}
     if get_settings().api_docs:
-        told["docs"] = request.scope.get("root_path", "").rstrip("/") + documentation.PAGE
-    return JSONResponse(told)
+        content["docs"] = request.scope.get("root_path", "").rstrip("/") + documentation.PAGE
+    return JSONResponse(content)
 
 
 @router.head("/health", include_in_schema=False)

@@ -1,7 +1,7 @@
 # [Task]: T010 [From]: specs/requirements.md
-"""The six task endpoints: what each does.
+"""The six task endpoints.
 
-Who may call them is decided in middleware/auth.py. What they are made of is in tasks/.
+middleware/auth.py decides who may call them. tasks/ has the statements and the rules they use.
 """
 
 from typing import Annotated, Any
@@ -94,7 +94,7 @@ router = APIRouter(
     generate_unique_id_function=operation_id,
 )
 
-# What a request with a body may meet: one that is ignored, or one in JSON.
+# Errors of requests with a body: one that is ignored, or one in JSON.
 _BODY_ERRORS = (BodyLost, BodyTimeout)
 _JSON_BODY_ERRORS = (*_BODY_ERRORS, BodyTooLarge, UnsupportedMediaType)
 _IGNORED_BODY = [Depends(ignored_body)]
@@ -120,7 +120,7 @@ async def _change(
     *changes: Change,
     **values: Any,
 ) -> dict[str, Any]:
-    """The row of the first change that finds the task, in a version that may be changed.
+    """Try the changes in turn and return the row of the first that matches the task.
 
     Raises TaskNotFound, PreconditionFailed or TooManyTags.
     """

@@ -1,7 +1,5 @@
 # [Task]: T053 [From]: specs/requirements.md
-"""Conditional requests (RFC 9110 §13): the ETag of a task and of a list, and what clients make
-depend on them.
-"""
+"""Conditional requests (RFC 9110 §13): the ETags of tasks and lists, and their preconditions."""
 
 import hashlib
 import re
@@ -45,7 +43,7 @@ IfNoneMatchOfWrite = Annotated[
 
 
 def not_modified(tag: str) -> Responses:
-    """The OpenAPI `responses` of an endpoint whose answer has this of openapi.HEADERS."""
+    """The OpenAPI `responses` for a 304. `tag` is "ETag" or "ETag.list" of openapi.HEADERS."""
     return {
         304: {
             "description": "It has the `ETag` that If-None-Match names",
@@ -54,25 +52,25 @@ def not_modified(tag: str) -> Responses:
     }
 
 
-# Headers of a 304: what may have changed though the content has not.
+# Headers that a 304 repeats: they may have changed though the content has not.
 _KEPT = ("ETag", "Link", "X-Next-Cursor")
 
-# Tags that a header of a write may name: the statement that writes compares them all.
+# The most tags in one header of a write. The statement compares the task with all of them.
 MAX_TAGS = 32
 
-# Proxies that compress mark a tag as weak, or add a suffix to it: -gzip, -br, ;gzip. What comes
-# after the form of `etag` or ContentTag is no part of the tag.
+# Proxies that compress mark a tag as weak or append a suffix: -gzip, -br, ;gzip. So text after the
+# form of `etag` or `content_tag` is not part of the tag.
 _TAG = re.compile(r'"([1-9]\d*-[\d-]{10}T[\d:]{8}\.\d{6}Z|[0-9a-f]{32}|[^"]*)[^"]*"')
 
 
 def etag(task: dict[str, Any]) -> str:
-    """A strong tag: it changes exactly when the task does, as `updated_at` moves with it."""
+    """The strong tag of a task. `updated_at` moves with every change, so the tag changes too."""
     return f'"{task["id"]}-{task["updated_at"]}"'
 
 
 def content_tag(parts: Iterable[bytes]) -> str:
-    """The weak tag of an answer, of all that is in it: the same whatever it is sent in."""
-    # Faster than the others: processors have it built in.
+    """The weak tag of an answer's content. The same content always has the same tag."""
+    # SHA-256 is the fastest here: processors have instructions for it.
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -80,7 +78,7 @@ def content_tag(parts: Iterable[bytes]) -> str:
 
 
 def names(header: str, tag: str) -> bool:
-    """Whether a header of tags, or `*`, names this one."""
+    """Whether a header's tags, or its `*`, match this tag."""
     return _names_all(header) or tag.removeprefix("W/")[1:-1] in _TAG.findall(header)
 
 
@@ -89,7 +87,7 @@ def _names_all(header: str) -> bool:
 
 
 def unless_known(response: Response, if_none_match: str | None) -> Response:
-    """The response, or a 304 in its place if the client has it."""
+    """The response, or a 304 if the client already has this version."""
     if if_none_match is None or not names(if_none_match, response.headers["ETag"]):
         return response
     kept = {name: response.headers[name] for name in _KEPT if name in response.headers}
@@ -97,7 +95,7 @@ def unless_known(response: Response, if_none_match: str | None) -> Response:
 
 
 class Precondition(NamedTuple):
-    """The versions of a task that a write may change: these, or all but these."""
+    """The versions that a write may change: only these, or all but these."""
 
     versions: frozenset[datetime]
     are_allowed: bool
@@ -106,10 +104,7 @@ class Precondition(NamedTuple):
 def precondition(
     task_id: int, if_match: str | None, if_none_match: str | None
 ) -> Precondition | None:
-    """What the headers of a write ask for; None if it may change any version.
-
-    Raises TooManyTags.
-    """
+    """The precondition that a write's headers set; None if they set none. Raises TooManyTags."""
     refused = frozenset(_versions(if_none_match or "", task_id))
     allowed = frozenset(_versions(if_match or "", task_id))
     if if_none_match is not None and _names_all(if_none_match):
@@ -120,7 +115,7 @@ def precondition(
 
 
 def _versions(header: str, task_id: int) -> Iterator[datetime]:
-    """The `updated_at` of each tag that can be this task's."""
+    """The `updated_at` of each tag that can belong to this task."""
     tags = _TAG.findall(header)
     if len(tags) > MAX_TAGS:
         raise TooManyTags(f"{len(tags)} tags")
@@ -130,4 +125,4 @@ def _versions(header: str, task_id: int) -> Iterator[datetime]:
             try:
                 yield datetime.fromisoformat(instant)
             except ValueError:
-                continue  # Not a date of the calendar.
+                continue  # A date that does not exist.

@@ -1,8 +1,8 @@
 # [Task]: T056 [From]: specs/decisions.md
-"""POSTs that are safe to repeat: the key that a client gives one, and what is made of it.
+"""Idempotency keys, which make a POST safe to repeat.
 
-A repetition is answered as the first request was, whatever became of its task: the rule of
-Stripe's API (specs/decisions.md, D30).
+A repeated request gets the first one's answer, even if the task has been changed or deleted since.
+Stripe's API has the same rule (specs/decisions.md, D30).
 """
 
 import secrets
@@ -35,21 +35,20 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-# For how long a key is known at least; while its task is there, it is known in any case.
+# A key is remembered at least this long, and as long as its task exists.
 KEY_LIFETIME = timedelta(days=1)
 
 _DIGEST_BYTES = 16
 _NONCE_BYTES = 8
 
-
-# The members of a body that every release has had. Later ones are part of a mark unless they have
-# their default: so the marks that earlier releases made still fit.
+# The members that TaskCreate had in the first release. Later members are left out of a mark if they
+# have their default, so that marks of earlier releases still match.
 _FIRST_MEMBERS = 3
 _DEFAULTS = [field.get_default() for field in TaskCreate.model_fields.values()]
 
 
 def new_mark(body: TaskCreate) -> bytes:
-    """What tells this request from every other, and its body from other bodies."""
+    """A digest of the body followed by random bytes: it identifies the body and the request."""
     values = [getattr(body, name) for name in TaskCreate.model_fields]
     while len(values) > _FIRST_MEMBERS and values[-1] == _DEFAULTS[len(values) - 1]:
         values.pop()
@@ -58,7 +57,7 @@ def new_mark(body: TaskCreate) -> bytes:
 
 
 def first_answer(row: dict[str, Any], body: TaskCreate) -> dict[str, Any]:
-    """The task as the request that made it was told, though it has been changed since."""
+    """The task as the first answer had it, even if it has changed since."""
     sent = {name: value for name, value in body if name in row}
     for name, value in sent.items():
         if isinstance(value, datetime):
@@ -67,9 +66,9 @@ def first_answer(row: dict[str, Any], body: TaskCreate) -> dict[str, Any]:
 
 
 def is_replay(found: bytes, mark: bytes) -> bool:
-    """Whether the task was made by another request than the one with this mark.
+    """Whether an earlier request made the task. `found` is the task's mark, `mark` this request's.
 
-    Raises RequestValidationError if that was another body.
+    Raises RequestValidationError if the earlier request had another body.
     """
     if found[:_DIGEST_BYTES] != mark[:_DIGEST_BYTES]:
         raise RequestValidationError(

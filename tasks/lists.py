@@ -1,5 +1,5 @@
 # [Task]: T090 [From]: specs/requirements.md
-"""A list as one answer: how all of it is read at one moment, and made into JSON."""
+"""A whole list in one answer, read from one snapshot and written as JSON."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,27 +12,27 @@ from kit.long_answers import SHORT, LongAnswer, LongAnswers, Share
 from schemas import tasks_json
 from tasks.conditional import content_tag
 
-# Tasks that are read before the process asks itself whether it has memory for more.
+# A list of up to so many tasks needs no reserved memory.
 SHORT_LIST = 1000
-# Tasks that are made into JSON before other requests have a turn.
+# Tasks to write as JSON before other requests get a turn.
 AT_A_TIME = 200
 
 
 def long_answers(request: Request) -> LongAnswers:
-    """Those of the app's state; where no lifespan was run, of this request alone."""
+    """The app's LongAnswers. Without a lifespan, one for this request alone."""
     return getattr(request.app.state, "long_answers", None) or LongAnswers()
 
 
 async def whole_list(
     statement: Statement[ReadSession], session: ReadSession, share: Share, **values: object
 ) -> Sequence[Record]:
-    """All tasks that the statement finds, by one statement, so that they show one moment.
+    """All tasks that the statement finds, from one snapshot.
 
     Raises TooManyLongAnswers and DatabaseUnavailable.
     """
     records = await statement.records(session, **values, part=SHORT_LIST + 1)
     if len(records) > SHORT_LIST:
-        # A guess, which list_answer corrects: most long lists have less than 10,000 tasks.
+        # An estimate for 10,000 tasks, which most lists stay below. list_answer corrects it.
         share.resize(10 * len(tasks_json(records[:SHORT_LIST])))
         records = await statement.records(session, **values)
     return records
@@ -41,7 +41,7 @@ async def whole_list(
 async def list_answer(records: Sequence[Record], share: Share, headers: dict[str, str]) -> Response:
     """The tasks with their ETag and these headers. Raises TooManyLongAnswers."""
     parts = [tasks_json(records)] if len(records) <= AT_A_TIME else await _parts(records, share)
-    # Where a page ends is told by its headers, so they are part of what is tagged.
+    # The end of a page shows only in its headers, so the tag covers them too.
     tag = content_tag([*parts, headers.get("X-Next-Cursor", "").encode()])
     headers = {**headers, "ETag": tag}
     if sum(map(len, parts)) > SHORT:
@@ -51,7 +51,7 @@ async def list_answer(records: Sequence[Record], share: Share, headers: dict[str
 
 
 async def _parts(records: Sequence[Record], share: Share) -> list[bytes]:
-    """The JSON array in pieces. Others have a turn after each."""
+    """The JSON array in parts. Other requests get a turn after each part."""
     parts, size = [b"["], 0
     for some in batched(records, AT_A_TIME, strict=False):
         await asyncio.sleep(0)

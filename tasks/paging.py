@@ -1,7 +1,7 @@
 # [Task]: T052 [From]: specs/decisions.md
-"""Pages of a list: the cursor that leads from one to the next, and the headers that have it.
+"""Pages of a list: the cursor of the next page and the headers that carry it.
 
-What a page holds is told in queries.py. Why a cursor is what it is, in specs/decisions.md, D26.
+queries.py selects the tasks of a page. specs/decisions.md, D26, explains the form of a cursor.
 """
 
 from base64 import b64decode, urlsafe_b64encode
@@ -20,7 +20,7 @@ from schemas import MAX_TASK_ID, ListQuery, Sort
 from settings import get_settings
 
 _SIGNATURE_BYTES = 12
-# A place in a list: what it is sorted by there, and the id of the task.
+# A position in a list: the sort key and the id of the last task.
 _PLACE: TypeAdapter[tuple[str, int]] = TypeAdapter(
     tuple[
         Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")],
@@ -30,30 +30,30 @@ _PLACE: TypeAdapter[tuple[str, int]] = TypeAdapter(
 
 
 def values_after(key: str, task_id: int, sort: Sort) -> dict[str, Any]:
-    """For the statement that goes on after this place. Raises ValueError or OverflowError."""
+    """Values for a statement that continues after this task. Raises ValueError or OverflowError."""
     value = key if sort == "title" else datetime.fromisoformat(key).astimezone(UTC)
     return {sort: value, "task_id": task_id}
 
 
 def values_of(query: ListQuery, user_id: str) -> dict[str, Any]:
-    """The same for the query's cursor, or nothing if it has none. Raises InvalidCursor."""
+    """The same for the query's cursor; empty without one. Raises InvalidCursor."""
     cursor = query.cursor
     if cursor is None:
         return {}
     try:
         decoded = b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
         key, task_id = _PLACE.validate_json(decoded[_SIGNATURE_BYTES:])
-        # Made anew and compared as a whole, so that no other spelling of it will do.
-        made = (_cursor(key, task_id, query, user_id, secret) for secret in _signing_keys())
-        if any(compare_digest(cursor, one) for one in made):
+        # The whole cursor is compared, so that another encoding of the same bytes is refused.
+        expected = (_cursor(key, task_id, query, user_id, secret) for secret in _signing_keys())
+        if any(compare_digest(cursor, one) for one in expected):
             return values_after(key, task_id, query.sort)
     except (ValueError, OverflowError):
-        pass  # As good as any other that is not ours.
+        pass  # Malformed, which is refused like a wrong signature.
     raise InvalidCursor("not one of this user's list with these filters in this order")
 
 
 def tasks_path(request: Request, user_id: str) -> str:
-    """The path of a user's tasks, as a client sees it: below the root path, if there is one."""
+    """The path of a user's tasks as a client sees it, with the root path if there is one."""
     root = quote(request.scope.get("root_path", "").rstrip("/"))
     return f"{root}/api/{quote(user_id, safe='')}/tasks"
 
@@ -61,7 +61,7 @@ def tasks_path(request: Request, user_id: str) -> str:
 def next_page(
     request: Request, query: ListQuery, user_id: str, last: dict[str, Any]
 ) -> dict[str, str]:
-    """The headers of a page that is not the last one, and ends with this task."""
+    """The headers of a page that has a next one. `last` is its last task."""
     cursor = _cursor(last[query.sort], last["id"], query, user_id, _signing_keys()[0])
     parameters = urlencode({**request.query_params, "cursor": cursor}, quote_via=quote)
     path = tasks_path(request, user_id)
@@ -81,9 +81,7 @@ def _cursor(key: str, task_id: int, query: ListQuery, user_id: str, signing_key:
 
 
 def _signing_keys() -> list[bytes]:
-    """Of what all processes of a service share and no client knows: each secret, or else where the
-    tasks are kept, its password included.
-    """
+    """Keys that all processes share and no client knows: of each secret, else of DATABASE_URL."""
     settings = get_settings()
     shared = settings.secrets or [settings.database_url.get_secret_value().encode()]
     return [blake2b(secret).digest() for secret in shared]

@@ -1,8 +1,5 @@
 # [Task]: T010 [From]: specs/requirements.md
-"""The statements: what each endpoint asks of the table `task`.
-
-How a statement is run is told in kit/database/execute.py.
-"""
+"""The statements on the table `task`. kit/database/execute.py runs them."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -72,7 +69,7 @@ type Columns = ReadOnlyColumnCollection[str, Any]
 def _public(
     of: Columns, instant: Callable[[ColumnElement[Any]], ColumnElement[Any]]
 ) -> tuple[ColumnElement[Any], ...]:
-    """A task as clients see it: rows of these columns are JSON as they come."""
+    """The columns of TaskPublic. Rows of them can be written as JSON without conversion."""
     columns = [of[name] for name in TaskPublic.model_fields]
     return tuple(
         instant(column).label(column.key) if isinstance(column.type, UTCDateTime) else column
@@ -90,13 +87,13 @@ def _new_value(name: str) -> BindParameter[Any]:
 
 
 _owner = _task.user_id == bindparam("owner")
-# As a CASE, since PostgreSQL takes one row in 200 for a NULL before it has counted them, and would
-# sort what it can read in order (tests/faults/test_plans.py).
+# A CASE hides the condition from the planner. Without statistics, PostgreSQL expects one row in 200
+# to match IS NULL, and would sort rows that the index has in order (tests/faults/test_plans.py).
 _is_there = case((IS_DELETED, false()), else_=true())
 
 
 def _owned(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    """The rows that are tasks of the bind `owner`: what a client may see and change."""
+    """The tasks of the user in the bind `owner`, without tombstones."""
     return and_(_owner, _is_there, *conditions)
 
 
@@ -104,7 +101,7 @@ _this_task = _owned(_task.id == bindparam("task_id"))
 
 
 class Change(NamedTuple):
-    """What changes a task: in any version, or if its version is one of so many, or none of them."""
+    """The statements of one change: for any version, and by number of versions to compare."""
 
     any_version: Statement
     by_version: dict[int, Statement]
@@ -112,14 +109,14 @@ class Change(NamedTuple):
     async def row(
         self, session: AsyncSession, precondition: Precondition | None, **values: object
     ) -> Row | None:
-        """The changed task, or None where there is none that may be changed."""
+        """The changed task, or None if no task matches the id and the precondition."""
         if precondition is None:
             return await self.any_version.row(session, **values)
         versions, are_allowed = precondition
         if not versions:
             return None
         count = 1 if len(versions) == 1 else MAX_TAGS
-        # Repeated, since a statement has a fixed number of binds.
+        # The versions are repeated to fill the statement's fixed number of binds.
         filled = enumerate(islice(cycle(versions), count))
         binds = {f"version_{n}": version for n, version in filled}
         statement = self.by_version[count]
@@ -127,8 +124,8 @@ class Change(NamedTuple):
 
 
 def _has_version(count: int) -> ColumnElement[bool]:
-    """Whether the task's version is one of the binds `version_0` and so on, if they are allowed;
-    else whether it is none of them.
+    """With the bind `are_allowed` true, the task's version must be one of the binds `version_0` and
+    so on. With false, it must be none of them.
     """
     versions = [bindparam(f"version_{n}", type_=UTCDateTime()) for n in range(count)]
     is_one: ColumnElement[bool] = _task.updated_at.in_(versions)
@@ -143,21 +140,21 @@ def _change(statement: Update | Delete, *returned: ColumnElement[Any]) -> Change
 
 
 def _update(values: dict[str, ColumnElement[Any]]) -> Change:
-    """An UPDATE that moves `updated_at` when one of the values is a change, and only then."""
+    """An UPDATE that moves `updated_at` only if a value differs from the stored one."""
     changed = or_(*(value.is_distinct_from(_task[name]) for name, value in values.items()))
     moved = case((changed, advance(_now, _task.updated_at)), else_=_task.updated_at)
     return _change(update(TASK_TABLE).values(**values, updated_at=moved), *_returned)
 
 
-# More rows than there can be.
+# A limit that no table reaches.
 ALL = 2**63 - 1
 
 
 def _up_to(count: ColumnElement[int]) -> ScalarSelect[Any]:
-    """A limit in a form that PostgreSQL can't see through while it plans.
+    """A LIMIT whose value the planner does not know.
 
-    It then expects to need some of the rows, and reads them off the index in order, where it might
-    else gather and sort them all (tests/faults/test_plans.py).
+    PostgreSQL then plans for few rows and reads the index in order. Otherwise it might collect and
+    sort all rows (tests/faults/test_plans.py).
     """
     return select(count).scalar_subquery()
 
@@ -171,13 +168,13 @@ def _sort_key(of: Columns, sort: Sort) -> ColumnElement[Any]:
 
 
 def _ordered(of: Columns, sort: Sort, order: Order) -> tuple[ColumnElement[Any], ...]:
-    """By what tasks are sorted; where that is equal, by id."""
+    """The ORDER BY: the sort key, then the id."""
     key = _sort_key(of, sort)
     return (desc(key), desc(of.id)) if order == "desc" else (asc(key), asc(of.id))
 
 
 def _beyond(of: Columns, sort: Sort, order: Order) -> ColumnElement[bool]:
-    """What comes after the task whose `task_id` and sort key are bound."""
+    """The tasks after the one in the binds `task_id` and `sort`."""
     place: TypeEngine[Any] = String() if sort == "title" else UTCDateTime()
     here = tuple_(_sort_key(of, sort), of.id)
     there = tuple_(bindparam(sort, type_=place), bindparam("task_id", type_=BigInteger()))
@@ -185,7 +182,7 @@ def _beyond(of: Columns, sort: Sort, order: Order) -> ColumnElement[bool]:
 
 
 def _passes(of: Columns, name: str) -> ColumnElement[bool]:
-    """A filter, whose value is a bind parameter of its name."""
+    """The condition of a filter. Its value is the bind of the same name."""
     if name == "completed":
         completed: ColumnElement[bool] = of.completed == bindparam(name, type_=Boolean())
         return completed
@@ -194,10 +191,10 @@ def _passes(of: Columns, name: str) -> ColumnElement[bool]:
 
 
 class _Search(Statement[ReadSession]):
-    """A statement that looks for a word in each of a user's tasks."""
+    """A statement that searches all tasks of a user."""
 
     async def records(self, session: ReadSession, **values: object) -> Sequence[Record]:
-        """As a Statement's; raises SearchTooSlow in addition."""
+        """Like Statement.records, but raises SearchTooSlow on a timeout."""
         try:
             return await super().records(session, **values)
         except StatementTooSlow as error:
@@ -208,9 +205,10 @@ class _Search(Statement[ReadSession]):
 def listing(
     sort: Sort, order: Order, *filters: str, goes_on: bool = False
 ) -> Statement[ReadSession]:
-    """The tasks that pass filters; `part` of them at most, or all.
+    """The list with these filters. The bind `part` limits it; without it, the list is complete.
 
-    One that goes on begins after a task: with its `task_id`, and by the sort's name its sort key.
+    With `goes_on`, it starts after the task in the bind `task_id`, whose sort key is in the bind
+    named like the sort.
     """
     indexed = sort == "created_at"
 
@@ -225,9 +223,9 @@ def listing(
             .order_by(*_ordered(_task, sort, order))
             .limit(_part)
         )
-    # The user's own tasks as the index has them, and of those the ones in question: read otherwise,
-    # a table might be searched as a whole. Only what is found is written as clients see it, which
-    # takes longer than to look at it (D27).
+    # First the user's own tasks in index order, then the filters: otherwise PostgreSQL might scan
+    # the whole table. Only matching rows are converted for clients, since that costs more than
+    # filtering (D27).
     own = (
         select(TASK_TABLE)
         .where(_owned(*conditions(_task, place=indexed)))
@@ -246,19 +244,19 @@ def listing(
     return kind(select(*_public(found.c, rfc3339)).order_by(*_ordered(found.c, sort, order)))
 
 
-# The binds of what bodies name, by the members of their schemas.
+# The names of binds, by the members of the schemas.
 _CREATED = {name: f"new_{name}" for name in TaskCreate.model_fields}
 _UPDATED = {name: f"new_{name}" for name in TaskUpdate.__annotations__}
 _NULLABLE = {name: f"sets_{name}" for name in _UPDATED if _task[name].nullable}
 
 
 def created_values(body: TaskCreate) -> dict[str, Any]:
-    """For CREATE and its variants."""
+    """Values for CREATE and its variants."""
     return {bind: getattr(body, name) for name, bind in _CREATED.items()}
 
 
 def updated_values(body: TaskUpdate) -> dict[str, Any]:
-    """For UPDATE."""
+    """Values for UPDATE."""
     values = {bind: body.get(name) for name, bind in _UPDATED.items()}
     return values | {flag: name in body for name, flag in _NULLABLE.items()}
 
@@ -276,12 +274,12 @@ _new_with_key: dict[str, Any] = {
     "idempotency_key": _key,
     "idempotency_mark": bindparam("idempotency_mark", type_=LargeBinary()),
 }
-# Counted no further than the limit, in a form in which Citus has the coordinator number the task.
+# Counts no further than the limit. The CTE makes Citus assign the id on the coordinator.
 _limit = bindparam("task_limit", type_=BigInteger())
 _counted = select(literal_column("1").label("one")).where(_owned()).limit(_limit).subquery()
 _tasks = select(func.count().label("tasks")).select_from(_counted)
 _room = _tasks.cte("room")
-# A request that is repeated adds no task, and so is never one too many.
+# A repeated request adds no task, so the limit does not refuse it.
 _times = select(func.count().label("times")).where(_owner, _task.idempotency_key == _key)
 _is_known = select(_times.cte("known").c.times).scalar_subquery() > 0
 
@@ -297,7 +295,7 @@ def _create(*conditions: ColumnElement[bool]) -> Statement:
 
 
 def _create_once(*conditions: ColumnElement[bool]) -> Statement:
-    """The task that is there for the key is found instead, with the mark that it was made with."""
+    """An INSERT that returns the existing task of the key, if there is one, and its mark."""
     once = _insert(_new_with_key, *conditions).ext(unless_key_is_known())
     return Statement(once.returning(*_returned, _task.idempotency_mark), repeatable=True)
 
@@ -311,11 +309,11 @@ GET = Statement(select(*_selected).where(_this_task))
 
 
 def _changed_value(name: str) -> ColumnElement[Any]:
-    """What an UPDATE makes of a column: its bind, or the old value if the body lacks the member."""
+    """A column's new value: the bind, or the old value if the body lacks the member."""
     column, value = _task[name], _new_value(name)
     if not column.nullable:
         return func.coalesce(value, column)
-    # Here NULL is a value, so that a flag says whether the body has the member.
+    # NULL is a valid value here, so a flag says whether the body has the member.
     return case((bindparam(f"sets_{name}", type_=Boolean()), value), else_=column)
 
 
@@ -327,15 +325,15 @@ COMPLETE = _update(_completed)
 
 
 def _emptied(column: Column[Any]) -> Any:
-    """The value that tells nothing of the task that was there."""
+    """The column's value in a tombstone, which keeps no data of the task."""
     if column.nullable:
         return None
-    # A column of another type than text has a default in the database: its migration needed one.
+    # Columns that are not text have a default in the database: their migration needed one.
     default = getattr(column.server_default, "arg", "")
     return literal(default).cast(column.type) if isinstance(default, str) else default
 
 
-# A task that was made with a key is kept for it, emptied, until the bind `expired`: D30.
+# A task with a key becomes a tombstone, unless its key has expired (D30).
 _expired = _task.created_at < bindparam("expired", type_=UTCDateTime())
 DELETE = _change(delete(TASK_TABLE).where(or_(not_(HAS_KEY), _expired)), _task.id)
 MAKE_TOMBSTONE = _change(
@@ -346,7 +344,7 @@ MAKE_TOMBSTONE = _change(
     ),
     _task.deleted_at,
 )
-# Tombstones of a user that have expired, and the oldest ones beyond the bind `bound`.
+# CLEAR deletes a user's expired tombstones, and the oldest ones beyond the number in `bound`.
 CLEARED_AT_A_TIME = 500
 _beyond_bound = (
     select(_task.created_at)

@@ -1,7 +1,7 @@
 # [Task]: T091 [From]: specs/requirements.md
-"""Tombstones: what a deleted task leaves behind so that its Idempotency-Key stays known.
+"""Tombstones: the emptied rows of deleted tasks, kept so that their Idempotency-Keys stay known.
 
-A user may have as many as tasks. What is beyond that or has expired is cleared in the background.
+A user may have as many tombstones as tasks. Expired and surplus ones are deleted in the background.
 """
 
 import random
@@ -20,15 +20,15 @@ from tasks.idempotency import KEY_LIFETIME
 from tasks.limits import MAX_USERS, SHARES
 from tasks.queries import ALL, CLEAR, CLEARED_AT_A_TIME
 
-# Seconds between two sweeps of one process, give or take a half, so that processes take turns.
+# Seconds between two sweeps of one process, plus or minus half, so that processes take turns.
 SWEEP_INTERVAL = 3600.0
 # Seconds between two steps of a sweep.
 STEP_INTERVAL = 1.0
-# Users that one step looks at.
+# Users per step.
 STEP = 100
 
 _user = TASK_TABLE.c.user_id
-# The one statement that names no user. It reads the index of tombstones where the last one ended.
+# The only statement that names no user. It continues in the tombstones' index after the last user.
 NEXT_USERS = Statement(
     select(
         _user,
@@ -44,22 +44,22 @@ NEXT_USERS = Statement(
 
 
 class Tombstones:
-    """Counts them as they are made, and clears them."""
+    """Counts new tombstones and deletes old ones."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._bound = database.settings.tasks_per_user or ALL
-        # Each process may leave so many of a user before it clears.
+        # One process may add so many for a user before it deletes surplus ones.
         self._unchecked = max(1, self._bound // SHARES)
         self._made: Counter[str] = Counter()
         self._clearing: set[str] = set()
         self._after = ""
         self._next_step = time.monotonic() + random.uniform(0, SWEEP_INTERVAL)  # noqa: S311
-        # An answer shows that the database is awake: a sweep wakes no suspended one.
+        # Right after an answer the database is awake, so a sweep wakes no suspended database.
         database.after_answer.append(self._sweep_if_due)
 
     def add(self, user_id: str) -> None:
-        """The user has one more."""
+        """Count one more tombstone of the user."""
         if len(self._made) >= MAX_USERS:
             self._made.clear()
         self._made[user_id] += 1
@@ -81,7 +81,7 @@ class Tombstones:
             self._next_step = time.monotonic() + wait
 
     async def sweep(self) -> bool:
-        """Clear what has expired of the next users; whether there are more of them."""
+        """Delete expired tombstones of the next users. Returns whether there are more users."""
         expired = utc_now() - KEY_LIFETIME
         users = await self._run(NEXT_USERS, after=self._after, expired=expired)
         self._after = users[-1][0] if len(users) == STEP else ""
@@ -100,7 +100,7 @@ class Tombstones:
             self._clearing.discard(user_id)
 
     async def _run(self, statement: Statement, **values: object) -> Sequence[Record]:
-        """Take a turn like a request. Nothing is found where the database is away."""
+        """Run a statement with the same admission as a request. Empty if the database is down."""
         with suppress(DatabaseUnavailable):
             async with self._database.admission(None, reads=False):
                 return await statement.records(Session(self._database), **values)
@@ -108,6 +108,6 @@ class Tombstones:
 
 
 async def tombstones(request: Request) -> Tombstones | None:
-    """Those of the app's state; none where no lifespan was run."""
+    """The app's Tombstones; None without a lifespan."""
     kept: Tombstones | None = getattr(request.app.state, "tombstones", None)
     return kept

@@ -84,7 +84,7 @@ class TestTaskLimit:
         for _ in range(COUNTED_ONE_BY_ONE):
             assert limit.must_count("alice")
         async with asyncio.timeout(5):
-            while limit._spared["alice"] < 0:  # noqa: ASYNC110  # nobody tells
+            while limit._allowance["alice"] < 0:  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(0.01)
         assert limit.must_count("alice")
 
@@ -92,7 +92,7 @@ class TestTaskLimit:
         limit = TaskLimit()
         for number in range(3 * MAX_USERS):
             assert limit.must_count(f"user {number}")
-        assert len(limit._spared) <= MAX_USERS
+        assert len(limit._allowance) <= MAX_USERS
 
     async def test_may_be_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TASKS_PER_USER", "0")

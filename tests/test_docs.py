@@ -20,6 +20,7 @@ from scripts.dev import first_steps, write_env
 from settings import Settings, get_settings
 
 ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEADER = re.compile(r"(?:#|//|--) \[Task\]: (T\d{3}) \[From\]: (specs/[\w./-]+)")
 CODE = ("*.py", "*.js", "*.ts", "*.sh", "*.lua", "Makefile", ".ci/run", ":!*.d.ts")
 DOCUMENTS = sorted(
@@ -163,114 +164,76 @@ class TestSessions:
             assert self.meant(actual) == self.meant(expected), command
 
 
-def test_tour_has_ten_stations_and_every_endpoint() -> None:
-    tour = (ROOT / "docs/tour.md").read_text()
-    assert re.findall(r"^\*\*(\d+)\. ", tour, re.MULTILINE) == [f"{n}" for n in range(1, 11)]
-    for method in ("-X PUT", "-X PATCH", "-X DELETE", '-d \'{"title"', "?limit=", "/health"):
-        assert method in tour
-
-
 def classes_below(base: type[ServiceError]) -> set[type[ServiceError]]:
     return {base}.union(*map(classes_below, base.__subclasses__()))
 
 
-def test_tour_lists_every_error() -> None:
+def test_tour_has_ten_stations_every_endpoint_and_every_error() -> None:
     tour = (ROOT / "docs/tour.md").read_text()
+    assert re.findall(r"^\*\*(\d+)\. ", tour, re.MULTILINE) == [f"{n}" for n in range(1, 11)]
+    for method in ("-X PUT", "-X PATCH", "-X DELETE", '-d \'{"title"', "?limit=", "/health"):
+        assert method in tour
     told = set(re.findall(r"^\| (\d{3}) \| `([^`]+)` \|", tour, re.MULTILINE))
     errors = classes_below(ServiceError) - {ServiceError}
     assert told >= {(f"{error.status_code}", error.detail) for error in errors}
-
-
-def test_tour_lists_every_status_of_the_openapi_document() -> None:
-    """And those two that no operation declares."""
+    # Those of the OpenAPI document, and the one that no operation declares.
     paths = app.openapi()["paths"].values()
     declared = {s for path in paths for operation in path.values() for s in operation["responses"]}
-    table = (ROOT / "docs/tour.md").read_text()
-    told = set(re.findall(r"^\| (\d{3}) \|", table, re.MULTILINE))
-    assert told == {status for status in declared if status >= "400"} | {"405"}
+    statuses = set(re.findall(r"^\| (\d{3}) \|", tour, re.MULTILINE))
+    assert statuses == {status for status in declared if status >= "400"} | {"405"}
 
 
-class TestReadme:
-    def test_is_short(self) -> None:
-        assert len((ROOT / "README.md").read_text().splitlines()) <= 200
-
-    def test_names_every_endpoint(self) -> None:
-        readme = (ROOT / "README.md").read_text()
-        named = set(re.findall(r"^\| `([A-Z]+)` \| `(/api/[^`]+)` \|", readme, re.MULTILINE))
-        paths = app.openapi()["paths"]
-        there = {(m.upper(), p.replace("task_id", "id")) for p in paths for m in paths[p]}
-        assert named == {(m, p) for m, p in there if p.startswith("/api/")}
-        for method, path in there - named:
-            assert f"`{method} {path}`" in readme
-
-    def test_names_each_package_that_it_is_made_of(self) -> None:
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        needed = [re.split(r"[^\w-]", wanted)[0] for wanted in project["dependencies"]]
-        named = re.findall(r"`(\w[\w-]*)`", section("README.md", "What it is made of"))
-        assert sorted(named) == sorted(needed)
+def test_readme_is_short_and_names_endpoints_and_packages() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    named = set(re.findall(r"^\| `([A-Z]+)` \| `(/api/[^`]+)` \|", readme, re.MULTILINE))
+    paths = app.openapi()["paths"]
+    there = {(m.upper(), p.replace("task_id", "id")) for p in paths for m in paths[p]}
+    assert named == {(m, p) for m, p in there if p.startswith("/api/")}
+    for method, path in there - named:
+        assert f"`{method} {path}`" in readme
+    packages = [re.split(r"[^\w-]", wanted)[0] for wanted in PROJECT["dependencies"]]
+    made_of = re.findall(r"`(\w[\w-]*)`", section("README.md", "What it is made of"))
+    assert sorted(made_of) == sorted(packages)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-class TestEveryDocument:
-    def test_has_links_that_lead_somewhere(self, document: str) -> None:
-        path = ROOT / document
-        links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)", path.read_text())
-        for link, anchor in links:
-            target = path.parent / link if link else path
-            assert target.exists(), link
-            assert not anchor or anchor in self.anchors(target), f"{link}#{anchor}"
-
-    def anchors(self, path: Path) -> set[str]:
-        headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
-        return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-
-    def test_names_files_that_there_are(self, document: str) -> None:
-        folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir())
-        named = re.findall(
-            rf"(?<![\w./-])((?:{folders})/[\w./-]*\w)", (ROOT / document).read_text()
-        )
-        beside = (ROOT, ROOT / document / "..", ROOT / "tests")
-        kept = [name for name in named if "/dist/" not in name]  # A build makes those.
-        assert [n for n in kept if not any((folder / n).exists() for folder in beside)] == []
-
-    def test_names_commands_that_there_are(self, document: str) -> None:
-        targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        text = (ROOT / document).read_text()
-        assert set(re.findall(r"(?:`|^)make (?:-s )?([a-z0-9-]+)", text, re.MULTILINE)) <= targets
-
-    def test_starts_uvicorn_with_options_that_there_are(self, document: str) -> None:
-        text = (ROOT / document).read_text()
-        used = re.findall(r"uvicorn main:app((?: +[^\s`]+)*)", text)
-        known = {option for parameter in uvicorn.main.params for option in parameter.opts}
-        assert {word for words in used for word in words.split() if word[0] == "-"} <= known
+def test_documents_name_what_there_is(document: str) -> None:
+    path = ROOT / document
+    text = path.read_text()
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)", text):
+        target = path.parent / link if link else path
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE) if anchor else []
+        anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+        assert not anchor or anchor in anchors, f"{link}#{anchor}"
+    folders = "|".join(folder.name for folder in ROOT.iterdir() if folder.is_dir())
+    named = re.findall(rf"(?<![\w./-])((?:{folders})/[\w./-]*\w)", text)
+    kept = [name for name in named if "/dist/" not in name]  # A build makes those.
+    beside = (ROOT, path.parent, ROOT / "tests")
+    assert [n for n in kept if not any((folder / n).exists() for folder in beside)] == []
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make (?:-s )?([a-z0-9-]+)", text, re.MULTILINE)) <= targets
+    used = re.findall(r"uvicorn main:app((?: +[^\s`]+)*)", text)
+    options = {option for parameter in uvicorn.main.params for option in parameter.opts}
+    assert {word for words in used for word in words.split() if word[0] == "-"} <= options
 
 
 def test_the_version_is_the_newest_of_the_changelog() -> None:
     released = re.findall(r"^## \[([\d.]+)\] - ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == app.version == released[0]
+    assert PROJECT["version"] == app.version == released[0]
 
 
-class TestStructure:
-    """The table in CLAUDE.md, from which a newcomer learns where things are."""
-
-    def places(self) -> set[str]:
-        """What it names; a name after another one in its line may leave out the folder."""
-        places = set()
-        for where, _ in rows(section("CLAUDE.md", "Structure")):
-            first, *others = re.findall(r"`([^`]+)`", where)
-            folder = Path(first).parent
-            places |= {first} | {n if "/" in n else f"{folder / n}" for n in others}
-        return places
-
-    def test_names_what_there_is(self) -> None:
-        assert [place for place in self.places() if not (ROOT / place).exists()] == []
-
-    def test_leaves_no_module_out(self) -> None:
-        modules = [path for path in code_files("*.py") if not path.endswith("__init__.py")]
-        folders = tuple(place for place in self.places() if place.endswith("/"))
-        named = self.places()
-        assert [m for m in modules if m not in named and not m.startswith(folders)] == []
+def test_table_of_files_has_each_module_and_what_there_is() -> None:
+    """CLAUDE.md's; a name after another one in its line may leave out the folder."""
+    places = set()
+    for where, _ in rows(section("CLAUDE.md", "Structure")):
+        first, *others = re.findall(r"`([^`]+)`", where)
+        places |= {first} | {n if "/" in n else f"{Path(first).parent / n}" for n in others}
+    assert [place for place in places if not (ROOT / place).exists()] == []
+    modules = [path for path in code_files("*.py") if not path.endswith("__init__.py")]
+    folders = tuple(place for place in places if place.endswith("/"))
+    assert [m for m in modules if m not in places and not m.startswith(folders)] == []
 
 
 @pytest.mark.parametrize(("log_format", "begins"), [("text", "INFO: "), ("json", '{"time"')])
@@ -292,14 +255,13 @@ def test_log_lines_are_those_of_a_service(log_format: str, begins: str, tmp_path
     assert form(shown) == form(line)
 
 
-class TestReliability:
-    def test_names_tests_of_each_failure(self) -> None:
-        table = rows(section("docs/reliability.md", "When something fails"))
-        assert len(table) >= 14
-        for what, *_, tests in table:
-            named = re.findall(r"`([^`]+)`", tests)
-            files = [ROOT / "tests/faults" / name for name in named if name.endswith(".py")]
-            there = "".join(path.read_text() for path in files)
-            assert files, what
-            for name in (name for name in named if not name.endswith(".py")):
-                assert re.search(rf"^(class|async def|def) {name}\b", there, re.MULTILINE), name
+def test_reliability_names_tests_of_each_failure() -> None:
+    table = rows(section("docs/reliability.md", "When something fails"))
+    assert len(table) >= 14
+    for what, *_, tests in table:
+        named = re.findall(r"`([^`]+)`", tests)
+        files = [ROOT / "tests/faults" / name for name in named if name.endswith(".py")]
+        there = "".join(path.read_text() for path in files)
+        assert files, what
+        for name in (name for name in named if not name.endswith(".py")):
+            assert re.search(rf"^(class|async def|def) {name}\b", there, re.MULTILINE), name

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kit.access_log import access_log
 from kit.cors import answer_preflight, cors_headers, is_preflight
-from kit.errors import internal_error
+from kit.errors import BodyLost, internal_error
 from kit.logs import current_request_id
 from kit.paths import keep_whole_segments
 from settings import SettingsError
@@ -59,7 +59,7 @@ class RequestMiddleware:
         current_request_id.set(request_id)
         keep_whole_segments(scope)
         app, common = self.app, [_NOSNIFF, (b"x-request-id", request_id.encode())]
-        if is_preflight(method, sent):
+        if fault is None and is_preflight(method, sent):
             app = answer_preflight
         else:
             common += cors_headers(sent.get(b"origin"))
@@ -90,7 +90,7 @@ class RequestMiddleware:
             if not has_begun:
                 # Granian says so of a malformed body, too, whose client waits for an answer.
                 went_away = True
-                answer = JSONResponse({"detail": "Request body is incomplete"}, 400)
+                answer = JSONResponse({"detail": BodyLost.detail}, 400, BodyLost.headers)
                 await answer(scope, receive, send_with_headers)
         except Exception:
             answer_bug = internal_error(request_id)
@@ -152,8 +152,12 @@ def _fault(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
     # Granian shows a missing Host as an empty one.
     if not _is_host(host) and (host or scope.get("http_version") == "1.1"):
         return "Host must be one host, with or without a port"
-    if b"transfer-encoding" in headers and b"content-length" in headers:
-        return "Content-Length and Transfer-Encoding exclude each other"
+    if b"transfer-encoding" in headers:
+        if b"content-length" in headers:
+            return "Content-Length and Transfer-Encoding exclude each other"
+        # Granian takes away the chunks alone, and those once.
+        if headers[b"transfer-encoding"].lower() != b"chunked":
+            return "Transfer-Encoding must be chunked"
     if not ((scope.get("raw_path") or b"").isascii() and scope.get("query_string", b"").isascii()):
         return "Path and query must be percent-encoded"
     return None

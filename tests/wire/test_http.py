@@ -188,6 +188,10 @@ class TestHead:
     def test_has_one_host(self, wire: Wire, host: str | None) -> None:
         assert_refused(wire.ask("GET", host="" if host is None else f"Host: {host}"))
 
+    def test_of_a_preflight_has_one_host(self, wire: Wire) -> None:
+        preflight = ("Access-Control-Request-Method: GET",)
+        assert_refused(wire.ask("OPTIONS", "", *preflight, host="Host: a b", token=""))
+
     def test_needs_no_host_before_http_1_1(self, wire: Wire) -> None:
         assert wire.ask("GET", host="", version="1.0").status_code == 200
 
@@ -289,6 +293,14 @@ class TestBody:
         assert wire.is_closed()
         assert len(wire.titles()) <= 1
 
+    @pytest.mark.parametrize(
+        "coding", ["gzip, chunked", "chunked, chunked", "chunked\r\nTransfer-Encoding: chunked"]
+    )
+    def test_is_chunked_once_and_no_more(self, wire: Wire, coding: str) -> None:
+        lines = (JSON, f"Transfer-Encoding: {coding}")
+        assert_refused(wire.ask("POST", "", *lines, body=chunked(TITLE)))
+        assert wire.is_closed()
+
     def test_has_no_headers_in_its_trailers(self, wire: Wire) -> None:
         body = chunked(TITLE, wire.token)
         wire.send(
@@ -316,7 +328,10 @@ class TestLostBody:
         assert wire.ask("GET", path.removesuffix("/complete")).json()["completed"] is False
 
     def test_that_is_malformed_is_400(self, wire: Wire) -> None:
-        assert_refused(wire.ask("POST", "", JSON, CHUNKED, body=b"zz\r\n{}"))
+        answer = wire.ask("POST", "", JSON, CHUNKED, body=b"zz\r\n{}")
+        assert_refused(answer)
+        if answer.headers.get("content-type") == "application/json":  # Not h11's.
+            assert_error(answer, 400, "Request body did not arrive in full")
         assert wire.is_closed()
         assert wire.titles() == []
 

@@ -7,7 +7,7 @@ import logging
 import string
 import time
 from collections.abc import AsyncIterator, Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import httpx
@@ -45,36 +45,24 @@ NEW = "the secret of today, which is of 32 bytes at least"
 OTHER = "a secret of nobody's, which is of 32 bytes at least"
 
 
-class TestTwoSecrets:
-    @pytest.fixture(autouse=True)
-    def changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("BETTER_AUTH_SECRET", NEW)
+@pytest.mark.parametrize("changing", [True, False])
+async def test_of_two_secrets_are_accepted_while_they_change(
+    changing: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tasks")
+    monkeypatch.setenv("BETTER_AUTH_SECRET", NEW)
+    if changing:
         monkeypatch.setenv("BETTER_AUTH_SECRET_PREVIOUS", SECRET)
-
-    async def test_are_both_accepted_and_no_third(self) -> None:
-        async with open_verifier(get_settings()) as verifier:
-            for secret in (NEW, SECRET):
-                assert (await verifier.claims(sign("alice", secret=secret)))["sub"] == "alice"
-            with pytest.raises(InvalidToken, match="signature does not match"):
-                await verifier.claims(sign("alice", secret=OTHER))
-
-    async def test_are_one_when_the_change_is_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("BETTER_AUTH_SECRET_PREVIOUS")
-        async with open_verifier(get_settings()) as verifier:
-            assert (await verifier.claims(sign("alice", secret=NEW)))["sub"] == "alice"
-            with pytest.raises(InvalidToken):
-                await verifier.claims(sign("alice", secret=SECRET))
-
-    @pytest.mark.parametrize("changing", [True, False])
-    async def test_are_told_of_at_the_start(
-        self, changing: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        caplog.set_level(logging.INFO, "tasks")
-        if not changing:
-            monkeypatch.delenv("BETTER_AUTH_SECRET_PREVIOUS")
-        async with open_verifier(get_settings()):
-            assert ("BETTER_AUTH_SECRET_PREVIOUS" in caplog.text) == changing
-        assert SECRET not in caplog.text
+    async with open_verifier(get_settings()) as verifier:
+        assert ("BETTER_AUTH_SECRET_PREVIOUS" in caplog.text) == changing
+        for secret in (NEW, SECRET, OTHER):
+            signed = sign("alice", secret=secret)
+            if secret == NEW or (secret == SECRET and changing):
+                assert (await verifier.claims(signed))["sub"] == "alice"
+            else:
+                with pytest.raises(InvalidToken, match="signature does not match"):
+                    await verifier.claims(signed)
+    assert SECRET not in caplog.text
 
 
 ISSUER = "BETTER_AUTH_ISSUER"
@@ -145,13 +133,13 @@ def signed_with_own_key(algorithm: str, **headers: object) -> str:
     return jwt.encode(claims(), own_key(algorithm), algorithm=algorithm, headers=headers)
 
 
+def unsigned(alg: str) -> str:
+    return f"{part(header(alg=alg))}.{part(claims())}."
+
+
 def public_jwk() -> dict[str, object]:
-    public = own_key("EdDSA").public_key()
-    return {
-        "kty": "OKP",
-        "crv": "Ed25519",
-        "x": part(public.public_bytes(Encoding.Raw, PublicFormat.Raw)),
-    }
+    public = own_key("EdDSA").public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return {"kty": "OKP", "crv": "Ed25519", "x": part(public)}
 
 
 def with_public_key_as_secret(encoding: Encoding, alg: str) -> str:
@@ -213,161 +201,83 @@ async def sqlite_client(
 
 # --- The matrix -------------------------------------------------------------------------------
 
-CLAIMS: dict[str, tuple[dict[str, object], str]] = {
-    "exp missing": ({"exp": ABSENT}, INVALID),
-    "exp a string": ({"exp": "4102444800"}, INVALID),
-    "exp true": ({"exp": True}, INVALID),
-    "exp null": ({"exp": None}, INVALID),
-    "exp a list": ({"exp": [4102444800]}, INVALID),
-    "exp NaN": ({"exp": float("nan")}, INVALID),
-    "exp Infinity": ({"exp": float("inf")}, INVALID),
-    "exp -Infinity": ({"exp": float("-inf")}, INVALID),
-    "exp 1e300": ({"exp": 1e300}, INVALID),
-    "exp negative": ({"exp": -1}, INVALID),
-    "exp a huge int": ({"exp": 10**30}, INVALID),
-    "exp in milliseconds": ({"exp": 4102444800000}, INVALID),
-    "exp a float": ({"exp": 4102444800.5}, GOOD),
-    "exp an hour ahead": ({"exp": FromNow(3600)}, GOOD),
-    "exp 5 s past": ({"exp": FromNow(-5)}, GOOD),
-    "exp 11 s past": ({"exp": FromNow(-11)}, EXPIRED),
-    "exp an hour past": ({"exp": FromNow(-3600)}, EXPIRED),
-    "exp zero": ({"exp": 0}, EXPIRED),
-    "exp a past float": ({"exp": 1.5}, EXPIRED),
-    "iat missing": ({"iat": ABSENT}, GOOD),
-    "iat 30 s ahead": ({"iat": FromNow(30)}, GOOD),
-    "iat 33 s ahead": ({"iat": FromNow(33)}, INVALID),
-    "iat a year past": ({"iat": FromNow(-31_536_000)}, GOOD),
-    "iat a float": ({"iat": 1.5}, GOOD),
-    "iat a string": ({"iat": "1"}, INVALID),
-    "iat true": ({"iat": True}, INVALID),
-    "iat null": ({"iat": None}, INVALID),
-    "iat NaN": ({"iat": float("nan")}, INVALID),
-    "iat an object": ({"iat": {}}, INVALID),
-    "nbf now": ({"nbf": FromNow(0)}, GOOD),
-    "nbf 30 s ahead": ({"nbf": FromNow(30)}, GOOD),
-    "nbf 33 s ahead": ({"nbf": FromNow(33)}, INVALID),
-    "nbf a string": ({"nbf": "1"}, INVALID),
-    "nbf false": ({"nbf": False}, INVALID),
-    "nbf null": ({"nbf": None}, INVALID),
-    "nbf 1e300": ({"nbf": 1e300}, INVALID),
-    "sub missing": ({"sub": ABSENT}, INVALID),
-    "sub a number": ({"sub": 7}, INVALID),
-    "sub true": ({"sub": True}, INVALID),
-    "sub null": ({"sub": None}, INVALID),
-    "sub empty": ({"sub": ""}, INVALID),
-    "sub a list": ({"sub": ["alice"]}, INVALID),
-    "sub an object": ({"sub": {"id": "alice"}}, INVALID),
-    "sub 255 characters": ({"sub": "a" * 255}, GOOD),
-    "sub 256 characters": ({"sub": "a" * 256}, INVALID),
-    "sub 255 characters beyond the BMP": ({"sub": "𝄞" * 255}, GOOD),
-    "sub 256 characters beyond the BMP": ({"sub": "𝄞" * 256}, INVALID),
-    "sub with a space and punctuation": ({"sub": "auth0|1 2'3@b.co"}, GOOD),
-    "sub not Latin": ({"sub": "日本"}, GOOD),
-    "sub with NUL": ({"sub": "ali\0ce"}, INVALID),
-    "sub with a newline": ({"sub": "alice\n"}, INVALID),
-    "sub with DEL": ({"sub": "ali\x7fce"}, INVALID),
-    "sub with a C1 control": ({"sub": "ali\x85ce"}, INVALID),
-    "sub with a lone surrogate": ({"sub": "ali\ud800ce"}, INVALID),
-    "Better Auth's session cookie cache": (
-        {"sub": ABSENT, "session": {"userId": "alice"}, "user": {"id": "alice"}, "version": "1"},
+# A claim, and values of it that a good token may or may not have.
+CLAIMS: list[tuple[str, str, list[object]]] = [
+    ("exp", INVALID, [ABSENT, "4102444800", True, None, [4102444800], -1, 10**30, 4102444800000]),
+    ("exp", INVALID, [1e300, *map(float, ("nan", "inf", "-inf"))]),
+    ("exp", GOOD, [4102444800.5, FromNow(3600), FromNow(-5)]),
+    ("exp", EXPIRED, [FromNow(-11), FromNow(-3600), 0, 1.5]),
+    ("iat", GOOD, [ABSENT, FromNow(30), FromNow(-31_536_000), 1.5]),
+    ("iat", INVALID, [FromNow(33), "1", True, None, float("nan"), {}]),
+    ("nbf", GOOD, [FromNow(0), FromNow(30)]),
+    ("nbf", INVALID, [FromNow(33), "1", False, None, 1e300]),
+    ("sub", INVALID, [ABSENT, 7, True, None, "", ["alice"], {"id": "alice"}]),
+]
+# What else Better Auth signs with the secret: its session cookie cache, e-mail verification,
+# change of e-mail; and a whole user of its own.
+BETTER_AUTHS: list[tuple[dict[str, object], str]] = [
+    ({"session": {"userId": "alice"}, "user": {"id": "alice"}, "version": "1"}, INVALID),
+    ({"email": "alice@b.co"}, INVALID),
+    (
+        {"email": "a@b.co", "updateTo": "a@c.co", "requestType": "change-email-verification"},
         INVALID,
     ),
-    "Better Auth's e-mail verification": ({"sub": ABSENT, "email": "alice@b.co"}, INVALID),
-    "Better Auth's change of e-mail": (
-        {
-            "sub": ABSENT,
-            "email": "alice@b.co",
-            "updateTo": "alice@c.co",
-            "requestType": "change-email-verification",
-        },
-        INVALID,
-    ),
-    "a whole Better Auth user": (
-        {"id": "alice", "email": "alice@b.co", "iss": "https://a.co", "aud": "https://a.co"},
-        GOOD,
-    ),
-}
+    ({"sub": "alice", "id": "alice", "iss": "https://a.co", "aud": "https://a.co"}, GOOD),
+]
 
 # Each signed with HMAC-SHA256 and the secret, so that nothing but the header decides.
-HEADERS: dict[str, tuple[dict[str, object], str]] = {
-    "typ absent": ({"typ": ABSENT}, GOOD),
-    "typ JWT": ({"typ": "JWT"}, GOOD),
-    "typ jwt": ({"typ": "jwt"}, GOOD),
-    "typ at+jwt": ({"typ": "at+jwt"}, GOOD),
-    "typ of Better Auth's session cache": ({"typ": "better-auth.session-cache+jwt"}, INVALID),
-    "typ JWE": ({"typ": "JWE"}, INVALID),
-    "typ empty": ({"typ": ""}, INVALID),
-    "typ a number": ({"typ": 1}, INVALID),
-    "typ null": ({"typ": None}, INVALID),
-    "typ a list": ({"typ": ["JWT"]}, INVALID),
-    "crit of an unknown extension": ({"crit": ["urn:x"], "urn:x": 1}, INVALID),
-    "crit of a known member": ({"crit": ["exp"], "exp": 1}, INVALID),
-    "crit empty": ({"crit": []}, INVALID),
-    "crit null": ({"crit": None}, INVALID),
-    "crit a string": ({"crit": "b64"}, INVALID),
-    "crit of b64 true": ({"crit": ["b64"], "b64": True}, INVALID),
-    "b64 false": ({"b64": False}, INVALID),
-    "b64 false and crit": ({"b64": False, "crit": ["b64"]}, INVALID),
-    "jku": ({"jku": "http://127.0.0.1:9/jwks.json"}, GOOD),
-    "x5u": ({"x5u": "http://127.0.0.1:9/key.pem"}, GOOD),
-    "jwk": ({"jwk": {"kty": "oct", "k": part(b"k" * 32)}}, GOOD),
-    "kid": ({"kid": "../../dev/null"}, GOOD),
-    "kid a number": ({"kid": 7}, INVALID),
-    "an unknown member": ({"cty": "x", "urn:x": [1]}, GOOD),
-    "alg hs256": ({"alg": "hs256"}, INVALID),
-    "alg with a space": ({"alg": "HS256 "}, INVALID),
-    "alg missing": ({"alg": ABSENT}, INVALID),
-    "alg null": ({"alg": None}, INVALID),
-    "alg empty": ({"alg": ""}, INVALID),
-    "alg a list": ({"alg": ["HS256"]}, INVALID),
-    "alg a number": ({"alg": 256}, INVALID),
-    "alg none": ({"alg": "none"}, INVALID),
-    "alg None": ({"alg": "None"}, INVALID),
-    "alg NONE": ({"alg": "NONE"}, INVALID),
-    "alg nOnE": ({"alg": "nOnE"}, INVALID),
-    "alg HS384 over SHA-256": ({"alg": "HS384"}, INVALID),
-    "alg RS256 over the secret": ({"alg": "RS256"}, INVALID),
-    "alg EdDSA over the secret": ({"alg": "EdDSA"}, INVALID),
-    "alg dir": ({"alg": "dir", "enc": "A256GCM"}, INVALID),
-}
+HEADERS: list[tuple[dict[str, Any], str]] = [
+    *(({"typ": typ}, GOOD) for typ in (ABSENT, "JWT", "jwt", "at+jwt")),
+    *(({"typ": typ}, INVALID) for typ in ("better-auth.session-cache+jwt", "JWE", "", 1, None)),
+    ({"typ": ["JWT"]}, INVALID),
+    ({"crit": ["urn:x"], "urn:x": 1}, INVALID),
+    ({"crit": ["exp"], "exp": 1}, INVALID),
+    ({"crit": []}, INVALID),
+    ({"crit": None}, INVALID),
+    ({"crit": "b64"}, INVALID),
+    ({"crit": ["b64"], "b64": True}, INVALID),
+    ({"crit": ["b64"], "b64": False}, INVALID),
+    ({"b64": False}, INVALID),
+    ({"jku": "http://127.0.0.1:9/jwks.json"}, GOOD),
+    ({"x5u": "http://127.0.0.1:9/key.pem"}, GOOD),
+    ({"jwk": {"kty": "oct", "k": part(b"k" * 32)}}, GOOD),
+    ({"kid": "../../dev/null"}, GOOD),
+    ({"kid": 7}, INVALID),
+    ({"cty": "x", "urn:x": [1]}, GOOD),
+    *(({"alg": alg}, INVALID) for alg in ("hs256", "HS256 ", ABSENT, None, "", ["HS256"], 256)),
+    *(({"alg": alg}, INVALID) for alg in ("none", "None", "NONE", "nOnE", "HS384", "RS256")),
+    ({"alg": "EdDSA"}, INVALID),
+    ({"alg": "dir", "enc": "A256GCM"}, INVALID),
+]
 
 # Of a member given twice the last one counts (RFC 7515 §4).
-RAW_HEADERS: dict[str, tuple[bytes, str]] = {
-    "alg HS256 then none": (b'{"alg":"HS256","alg":"none"}', INVALID),
-    "alg none then HS256": (b'{"alg":"none","alg":"HS256"}', GOOD),
-    "not JSON": (b'{"alg":"HS256"', INVALID),
-    "not UTF-8": (b'{"alg":"HS256","kid":"\xff"}', INVALID),
-    "binary": (b"\x00\xff\x00", INVALID),
-    "a string": (b'"HS256"', INVALID),
-    "a list": (b'["alg","HS256"]', INVALID),
-    "null": (b"null", INVALID),
-    "a number": (b"256", INVALID),
-    "nested deep": (b"[" * 2500 + b"]" * 2500, INVALID),
-    "nested deep and not closed": (b'{"alg":' * 750, INVALID),
-}
-
-RAW_PAYLOADS: dict[str, bytes] = {
-    "a list": b'["alice"]',
-    "a string": b'"alice"',
-    "a number": b"4102444800",
-    "null": b"null",
-    "true": b"true",
-    "not JSON": b"sub=alice&exp=4102444800",
-    "cut off": b'{"sub":"alice","exp":4102444800',
-    "with something behind it": b'{"sub":"alice","exp":4102444800} x',
-    "not UTF-8": b'{"sub":"alice\xff","exp":4102444800}',
-    "a surrogate in UTF-8": b'{"sub":"alice\xed\xa0\x80","exp":4102444800}',
-    "exp of 5,000 digits": b'{"sub":"alice","exp":' + b"9" * 5000 + b"}",
-    "exp beyond a float": b'{"sub":"alice","exp":1e999}',
-    "nested deep": b"[" * 2500 + b"]" * 2500,
-    "nested deep and not closed": b'{"sub":' * 750,
-}
+RAW_HEADERS: list[tuple[bytes, str]] = [
+    (b'{"alg":"HS256","alg":"none"}', INVALID),
+    (b'{"alg":"none","alg":"HS256"}', GOOD),
+    (b'{"alg":"HS256"', INVALID),
+    (b'{"alg":"HS256","kid":"\xff"}', INVALID),
+    *((raw, INVALID) for raw in (b"\x00\xff\x00", b'"HS256"', b'["alg","HS256"]', b"null", b"256")),
+    (b"[" * 2500 + b"]" * 2500, INVALID),
+    (b'{"alg":' * 750, INVALID),
+]
+RAW_PAYLOADS = [
+    *(b'["alice"]', b'"alice"', b"4102444800", b"null", b"true"),
+    b"sub=alice&exp=4102444800",
+    b'{"sub":"alice","exp":4102444800',
+    b'{"sub":"alice","exp":4102444800} x',
+    b'{"sub":"alice\xff","exp":4102444800}',
+    b'{"sub":"alice\xed\xa0\x80","exp":4102444800}',  # A surrogate.
+    b'{"sub":"alice","exp":' + b"9" * 5000 + b"}",
+    b'{"sub":"alice","exp":1e999}',
+    b"[" * 2500 + b"]" * 2500,
+    b'{"sub":' * 750,
+]
 
 FORGERIES: dict[str, Callable[[], str]] = {
-    "alg none and no signature": lambda: f"{part(header(alg='none'))}.{part(claims())}.",
-    "alg None and no signature": lambda: f"{part(header(alg='None'))}.{part(claims())}.",
-    "alg none and no dot": lambda: f"{part(header(alg='none'))}.{part(claims())}",
-    "alg HS256 and no signature": lambda: f"{part(header())}.{part(claims())}.",
+    "alg none and no signature": lambda: unsigned("none"),
+    "alg None and no signature": lambda: unsigned("None"),
+    "alg none and no dot": lambda: unsigned("none")[:-1],
+    "alg HS256 and no signature": lambda: unsigned("HS256"),
     "HS384 with the secret": lambda: token(header(alg="HS384"), digest="sha384"),
     "HS512 with the secret": lambda: token(header(alg="HS512"), digest="sha512"),
     "HS256 over SHA-512": lambda: token(digest="sha512"),
@@ -381,10 +291,10 @@ FORGERIES: dict[str, Callable[[], str]] = {
     "another secret and an old exp": lambda: token(
         payload=claims(exp=1), secret="another secret, quite as long as ours is"
     ),
-    "RS256": lambda: signed_with_own_key("RS256"),
-    "PS256": lambda: signed_with_own_key("PS256"),
-    "ES256": lambda: signed_with_own_key("ES256"),
-    "EdDSA": lambda: signed_with_own_key("EdDSA", kid="k" * 32),
+    **{
+        algorithm: partial(signed_with_own_key, algorithm, kid="k" * 32)
+        for algorithm in ("RS256", "PS256", "ES256", "EdDSA")
+    },
     "EdDSA that brings its key": lambda: signed_with_own_key("EdDSA", jwk=public_jwk()),
     "HS256 that brings its key": lambda: token(
         header(jwk={"kty": "oct", "k": part(b"k" * 32)}), secret=b"k" * 32
@@ -448,45 +358,51 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 }
 
 
+def spelt(value: object) -> str:
+    return f"{value!a:.60}".replace(repr(ABSENT), "absent")
+
+
+def claimed(**members: object) -> Callable[[], str]:
+    return lambda: token(payload=claims(**members))
+
+
+def headed(**members: object) -> Callable[[], str]:
+    return lambda: token(header(**members))
+
+
+TOKENS: list[tuple[str, Callable[[], str], str]] = [
+    *(
+        (f"{name} {spelt(value)}", claimed(**{name: value}), verdict)
+        for name, verdict, values in CLAIMS
+        for value in values
+    ),
+    *((str([*more]), claimed(**{"sub": ABSENT, **more}), said) for more, said in BETTER_AUTHS),
+    *((" ".join(map(spelt, more.items())), headed(**more), said) for more, said in HEADERS),
+    *((f"header {raw!r:.60}", partial(token, raw), verdict) for raw, verdict in RAW_HEADERS),
+    *((f"payload {raw!r:.60}", partial(token, None, raw), INVALID) for raw in RAW_PAYLOADS),
+    *((name, make, INVALID) for name, make in (FORGERIES | OVERSIZED).items()),
+]
+
+
 @pytest.mark.asyncio(loop_scope="class")
 class TestTokens:
-    @pytest.mark.parametrize(("members", "verdict"), CLAIMS.values(), ids=CLAIMS)
-    async def test_are_judged_by_their_claims(
-        self, sqlite_client: httpx.AsyncClient, members: dict[str, object], verdict: str
+    @pytest.mark.parametrize(
+        ("make", "verdict"), [row[1:] for row in TOKENS], ids=[row[0] for row in TOKENS]
+    )
+    async def test_are_judged_by_what_they_say_and_who_signed_them(
+        self, sqlite_client: httpx.AsyncClient, make: Callable[[], str], verdict: str
     ) -> None:
-        sub = members.get("sub")
-        user = sub if isinstance(sub, str) and sub else "alice"
-        judged = token(payload=claims(**members))
-        assert_verdict(await ask(sqlite_client, f"Bearer {judged}", user=user), verdict)
+        assert_verdict(await ask(sqlite_client, f"Bearer {make()}"), verdict)
 
-    @pytest.mark.parametrize(("members", "verdict"), HEADERS.values(), ids=HEADERS)
-    async def test_are_judged_by_their_header(
-        self, sqlite_client: httpx.AsyncClient, members: dict[str, object], verdict: str
+    async def test_are_of_any_subject_that_can_be_a_user(
+        self, sqlite_client: httpx.AsyncClient
     ) -> None:
-        judged = token(header(**members))
-        assert_verdict(await ask(sqlite_client, f"Bearer {judged}"), verdict)
-
-    @pytest.mark.parametrize(("raw", "verdict"), RAW_HEADERS.values(), ids=RAW_HEADERS)
-    async def test_have_an_object_as_their_header(
-        self, sqlite_client: httpx.AsyncClient, raw: bytes, verdict: str
-    ) -> None:
-        judged = token(raw)
-        assert len(judged) <= 8192
-        assert_verdict(await ask(sqlite_client, f"Bearer {judged}"), verdict)
-
-    @pytest.mark.parametrize("raw", RAW_PAYLOADS.values(), ids=RAW_PAYLOADS)
-    async def test_have_an_object_of_good_claims_as_their_payload(
-        self, sqlite_client: httpx.AsyncClient, raw: bytes
-    ) -> None:
-        judged = token(payload=raw)
-        assert len(judged) <= 8192
-        assert_verdict(await ask(sqlite_client, f"Bearer {judged}"), INVALID)
-
-    @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
-    async def test_of_anyone_else_are_refused(
-        self, sqlite_client: httpx.AsyncClient, forge: Callable[[], str]
-    ) -> None:
-        assert_verdict(await ask(sqlite_client, f"Bearer {forge()}"), INVALID)
+        # Of characters beyond the BMP, with spaces and punctuation, not Latin.
+        for sub in ("a" * 255, "𝄞" * 255, "auth0|1 2'3@b.co", "日本"):
+            assert_verdict(await ask(sqlite_client, f"Bearer {sign(sub)}", user=sub), GOOD)
+        for sub in ("a" * 256, "𝄞" * 256, "ali\0ce", "a\n", "a\x7fe", "a\x85e", "a\ud800e"):
+            judged = token(payload=claims(sub=sub))
+            assert_verdict(await ask(sqlite_client, f"Bearer {judged}", user=sub), INVALID)
 
     @pytest.mark.parametrize("respell", SPELLINGS.values(), ids=SPELLINGS)
     async def test_have_one_spelling(
@@ -496,32 +412,21 @@ class TestTokens:
         assert_verdict(await ask(sqlite_client, f"Bearer {good}"), GOOD)
         assert_verdict(await ask(sqlite_client, f"Bearer {respell(good)}"), INVALID)
 
-    async def test_end_in_a_character_without_loose_bits(
-        self, sqlite_client: httpx.AsyncClient
-    ) -> None:
-        text, _, signature = sign("alice").rpartition(".")
-        for respelt in loose_spellings(signature):
-            assert decoded(respelt) == decoded(signature)
-            assert_verdict(await ask(sqlite_client, f"Bearer {text}.{respelt}"), INVALID)
-        assert_verdict(await ask(sqlite_client, f"Bearer {text}.{signature}"), GOOD)
-
-    async def test_are_signed_to_the_last_character(self, sqlite_client: httpx.AsyncClient) -> None:
+    async def test_are_signed_to_the_last_bit(self, sqlite_client: httpx.AsyncClient) -> None:
         text, _, signature = sign("alice").rpartition(".")
         assert_verdict(await ask(sqlite_client, f"Bearer {text}.{signature}"), GOOD)
+        others = loose_spellings(signature)
+        assert {decoded(other) for other in others} == {decoded(signature)}
         for position, character in enumerate(signature):
             # Half an alphabet away: no bit pattern that decoding would drop.
             other = BASE64URL[(BASE64URL.index(character) + 32) % 64]
-            changed = signature[:position] + other + signature[position + 1 :]
-            assert_verdict(await ask(sqlite_client, f"Bearer {text}.{changed}"), INVALID)
+            others.append(signature[:position] + other + signature[position + 1 :])
+        for other in others:
+            assert_verdict(await ask(sqlite_client, f"Bearer {text}.{other}"), INVALID)
+        assert_verdict(await ask(sqlite_client, f"Bearer {text}.{signature}"), GOOD)
 
     async def test_may_be_8_kib_long(self, sqlite_client: httpx.AsyncClient) -> None:
         assert_verdict(await ask(sqlite_client, f"Bearer {token_of(8192)}"), GOOD)
-
-    @pytest.mark.parametrize("make", OVERSIZED.values(), ids=OVERSIZED)
-    async def test_may_not_be_longer(
-        self, sqlite_client: httpx.AsyncClient, make: Callable[[], str]
-    ) -> None:
-        assert_verdict(await ask(sqlite_client, f"Bearer {make()}"), INVALID)
 
     async def test_never_make_the_service_fetch_a_key(
         self, sqlite_client: httpx.AsyncClient
@@ -641,32 +546,26 @@ class TestRememberedVerdict:
 LOGGED: dict[str, tuple[Callable[[], str], str]] = {
     "another secret": (lambda: token(secret="another secret, quite as long"), "signature"),
     "the signature's loose bits": (lambda: with_loose_bits(token()), "signature"),
-    "alg none": (lambda: token(header(alg="none")), "alg"),
+    "alg none": (headed(alg="none"), "alg"),
     "RS256": (lambda: signed_with_own_key("RS256"), "alg"),
-    "typ": (lambda: token(header(typ="better-auth.session-cache+jwt")), "typ"),
-    "crit": (lambda: token(header(crit=["urn:x"])), "crit"),
-    "b64": (lambda: token(header(b64=False)), "b64"),
+    "typ": (headed(typ="better-auth.session-cache+jwt"), "typ"),
+    "crit": (headed(crit=["urn:x"]), "crit"),
+    "b64": (headed(b64=False), "b64"),
     "a header that is not JSON": (lambda: token(b"alg=HS256&"), "header"),
     "claims that are not JSON": (lambda: token(payload=b"sub=alice"), "payload"),
     "four parts": (lambda: f"{token()}.YQ", "parts"),
     "too long": (lambda: token_of(8193), "8 KiB"),
-    "no exp": (lambda: token(payload=claims(exp=ABSENT)), "exp"),
-    "exp a string": (lambda: token(payload=claims(exp="4102444800")), "exp"),
-    "iat ahead": (lambda: token(payload=claims(iat=FromNow(60))), "iat"),
-    "nbf ahead": (lambda: token(payload=claims(nbf=FromNow(60))), "nbf"),
-    "no sub": (lambda: token(payload=claims(sub=ABSENT)), "sub"),
-    "sub with a control": (lambda: token(payload=claims(sub="ali\x1bce")), "sub"),
-    "expired": (lambda: token(payload=claims(exp=1)), "exp"),
+    "no exp": (claimed(exp=ABSENT), "exp"),
+    "exp a string": (claimed(exp="4102444800"), "exp"),
+    "iat ahead": (claimed(iat=FromNow(60)), "iat"),
+    "nbf ahead": (claimed(nbf=FromNow(60)), "nbf"),
+    "no sub": (claimed(sub=ABSENT), "sub"),
+    "sub with a control": (claimed(sub="ali\x1bce"), "sub"),
+    "expired": (claimed(exp=1), "exp"),
 }
 LIBRARY_WORDS = [
     *(name for name in vars(jwt.exceptions) if name.endswith("Error")),
-    "PyJWT",
-    "jwt.",
-    "Traceback",
-    "hmac",
-    "verification failed",
-    "segments",
-    "padding",
+    *("PyJWT", "jwt.", "Traceback", "hmac", "verification failed", "segments", "padding"),
     "Expecting value",
 ]
 
@@ -674,31 +573,20 @@ LIBRARY_WORDS = [
 @pytest.mark.asyncio(loop_scope="class")
 class TestLog:
     @pytest.mark.parametrize(("make", "word"), LOGGED.values(), ids=LOGGED)
-    async def test_says_which_check_failed(
+    async def test_says_which_check_failed_and_nothing_of_the_token_the_secret_or_the_library(
         self,
         sqlite_client: httpx.AsyncClient,
         caplog: pytest.LogCaptureFixture,
         make: Callable[[], str],
         word: str,
     ) -> None:
-        response = await ask(sqlite_client, f"Bearer {make()}")
+        caplog.set_level(logging.DEBUG)
+        judged = make()
+        response = await ask(sqlite_client, f"Bearer {judged}")
         [line] = [r.getMessage() for r in caplog.records if r.name == "tasks.errors"]
         verdict, _, reason = line.partition(": ")
         assert verdict == f"401 {response.json()['detail']}"
         assert word.lower() in reason.lower()
-
-    @pytest.mark.parametrize("make", [make for make, _ in LOGGED.values()], ids=LOGGED)
-    async def test_says_nothing_of_the_token_the_secret_or_the_library(
-        self,
-        sqlite_client: httpx.AsyncClient,
-        caplog: pytest.LogCaptureFixture,
-        make: Callable[[], str],
-    ) -> None:
-        caplog.set_level(logging.DEBUG)
-        judged = make()
-        response = await ask(sqlite_client, f"Bearer {judged}")
-        assert response.status_code == 401
-        assert "401" in caplog.text
         for said in (response.text, repr(response.headers.raw), caplog.text):
             assert not [text for text in (judged, *judged.split(".")) if text in said]
             assert SECRET not in said

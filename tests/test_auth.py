@@ -39,76 +39,49 @@ from settings import get_settings
 
 # --- The header -------------------------------------------------------------------------------
 
-# `{}` stands for a good token.
-AUTHORIZATIONS: dict[str, tuple[list[str], str]] = {
-    "absent": ([], MISSING),
-    "empty": ([""], MISSING),
-    "a space": ([" "], MISSING),
-    "Bearer alone": (["Bearer"], MISSING),
-    "Bearer and a space": (["Bearer "], MISSING),
-    "Bearer and spaces": (["Bearer    "], MISSING),
-    "Basic": (["Basic YWxpY2U6c2VjcmV0"], MISSING),
-    "Basic and a token": (["Basic {}"], MISSING),
-    "JWT and a token": (["JWT {}"], MISSING),
-    "a longer scheme": (["Bearers {}"], MISSING),
-    "a colon": (["Bearer:{}"], MISSING),
-    "a tab": (["Bearer\t{}"], MISSING),
-    "no space": (["Bearer{}"], MISSING),
-    "no scheme": (["{}"], MISSING),
-    "a token before the scheme": (["{} Bearer"], MISSING),
-    "twice the same": (["Bearer {}", "Bearer {}"], MISSING),
-    "a good one and a bad one": (["Bearer {}", "Bearer x"], MISSING),
-    "a bad one and a good one": (["Bearer x", "Bearer {}"], MISSING),
-    "an empty one and a good one": (["", "Bearer {}"], MISSING),
-    "a good one and Basic": (["Bearer {}", "Basic YWxpY2U6c2VjcmV0"], MISSING),
-    "Bearer": (["Bearer {}"], GOOD),
-    "bearer": (["bearer {}"], GOOD),
-    "BEARER": (["BEARER {}"], GOOD),
-    "bEaReR": (["bEaReR {}"], GOOD),
-    "two spaces": (["Bearer  {}"], GOOD),
-    "a word": (["Bearer x"], INVALID),
-    "Bearer twice": (["Bearer Bearer {}"], INVALID),
-}
+# What is sent in these headers, where `{}` stands for a good token, and what is said of it.
+AUTHORIZATIONS: list[tuple[str, list[list[str]]]] = [
+    (MISSING, [[], [""], [" "], ["Bearer"], ["Bearer "], ["Bearer    "]]),
+    # Another scheme, or none.
+    (
+        MISSING,
+        [["Basic YWxpY2U6c2VjcmV0"], ["Basic {}"], ["JWT {}"], ["Bearers {}"], ["Bearer:{}"]],
+    ),
+    (MISSING, [["Bearer\t{}"], ["Bearer{}"], ["{}"], ["{} Bearer"]]),
+    # Several headers.
+    (MISSING, [["Bearer {}", "Bearer {}"], ["Bearer {}", "Bearer x"], ["Bearer x", "Bearer {}"]]),
+    (MISSING, [["", "Bearer {}"], ["Bearer {}", "Basic YWxpY2U6c2VjcmV0"]]),
+    (GOOD, [["Bearer {}"], ["bearer {}"], ["BEARER {}"], ["bEaReR {}"], ["Bearer  {}"]]),
+    (INVALID, [["Bearer x"], ["Bearer Bearer {}"]]),
+]
 
 
 @on_one_database
 class TestAuthorizationHeader:
-    @pytest.mark.parametrize(("values", "verdict"), AUTHORIZATIONS.values(), ids=AUTHORIZATIONS)
+    @pytest.mark.parametrize(
+        ("values", "verdict"), [(one, verdict) for verdict, many in AUTHORIZATIONS for one in many]
+    )
     async def test_is_one_bearer_token(
         self, client: httpx.AsyncClient, values: list[str], verdict: str
     ) -> None:
         good = sign("alice")
         assert_verdict(await ask(client, *(value.format(good) for value in values)), verdict)
 
-    @pytest.mark.parametrize("name", ["token", "access_token", "authorization", "jwt"])
-    async def test_has_no_substitute_in_the_query(
-        self, client: httpx.AsyncClient, name: str
-    ) -> None:
-        for value in (sign("alice"), f"Bearer {sign('alice')}"):
-            response = await client.get("/api/alice/tasks", params={name: value})
-            assert_verdict(response, MISSING)
-
-    @pytest.mark.parametrize(
-        "name", ["token", "access_token", "Authorization", "better-auth.session_token"]
-    )
-    async def test_has_no_substitute_in_a_cookie(
-        self, client: httpx.AsyncClient, name: str
-    ) -> None:
-        cookie = {"Cookie": f"{name}={sign('alice')}"}
-        assert_verdict(await client.get("/api/alice/tasks", headers=cookie), MISSING)
-
-    async def test_has_no_substitute_in_a_body(self, client: httpx.AsyncClient) -> None:
-        response = await client.post(
-            "/api/alice/tasks", data={"access_token": sign("alice"), "title": "Buy milk"}
-        )
-        assert_verdict(response, MISSING)
-
-    @pytest.mark.parametrize("name", ["Proxy-Authorization", "X-Authorization", "X-Access-Token"])
-    async def test_has_no_substitute_in_another_header(
-        self, client: httpx.AsyncClient, name: str
-    ) -> None:
-        headers = {name: f"Bearer {sign('alice')}"}
-        assert_verdict(await client.get("/api/alice/tasks", headers=headers), MISSING)
+    async def test_has_no_substitute(self, client: httpx.AsyncClient) -> None:
+        good = sign("alice")
+        names = ("token", "access_token", "authorization", "Authorization", "jwt")
+        headers = ("Proxy-Authorization", "X-Authorization", "X-Access-Token")
+        cookies = (*names, "better-auth.session_token")
+        substitutes: list[dict[str, Any]] = [
+            *({"params": {name: good}} for name in names),
+            *({"params": {name: f"Bearer {good}"}} for name in names),
+            *({"headers": {"Cookie": f"{name}={good}"}} for name in cookies),
+            *({"headers": {name: f"Bearer {good}"}} for name in headers),
+        ]
+        for sent in substitutes:
+            assert_verdict(await client.get("/api/alice/tasks", **sent), MISSING)
+        body = {"access_token": good, "title": "Buy milk"}
+        assert_verdict(await client.post("/api/alice/tasks", data=body), MISSING)
 
 
 # --- The six operations -----------------------------------------------------------------------
@@ -168,36 +141,23 @@ def matters(operation: str, mistake: Mistake) -> bool:
 @pytest.mark.parametrize("operation", OPERATIONS)
 class TestEveryOperation:
     @on_one_database
-    async def test_asks_for_a_token_before_all_else(
-        self, client: httpx.AsyncClient, operation: str
+    @pytest.mark.parametrize("verdict", [MISSING, INVALID, EXPIRED, "Access denied"])
+    async def test_refuses_all_others_before_it_looks_at_the_input(
+        self, client: httpx.AsyncClient, operation: str, verdict: str
     ) -> None:
+        bearer = {
+            MISSING: None,
+            INVALID: token(secret="another secret, quite as long as ours is"),
+            EXPIRED: sign("bob", exp=1),  # Whose it was is not said.
+            "Access denied": sign("bob"),
+        }[verdict]
         for mistake in MISTAKES.values():
-            assert_verdict(await send(client, operation, mistake, None), MISSING)
-
-    @on_one_database
-    async def test_refuses_a_forged_token_before_all_else(
-        self, client: httpx.AsyncClient, operation: str
-    ) -> None:
-        for mistake in MISTAKES.values():
-            forged = token(secret="another secret, quite as long as ours is")
-            assert_verdict(await send(client, operation, mistake, forged), INVALID)
-
-    @on_one_database
-    async def test_refuses_an_expired_token_before_all_else(
-        self, client: httpx.AsyncClient, operation: str
-    ) -> None:
-        for mistake in MISTAKES.values():
-            response = await send(client, operation, mistake, sign("alice", exp=1))
-            assert_verdict(response, EXPIRED)
-
-    @on_one_database
-    async def test_refuses_another_user_before_it_looks_at_the_input(
-        self, client: httpx.AsyncClient, operation: str
-    ) -> None:
-        for mistake in MISTAKES.values():
-            response = await send(client, operation, mistake, sign("bob"))
-            assert_error(response, 403, "Access denied")
-            assert "www-authenticate" not in response.headers
+            response = await send(client, operation, mistake, bearer)
+            if verdict == "Access denied":
+                assert_error(response, 403, verdict)
+                assert "www-authenticate" not in response.headers
+            else:
+                assert_verdict(response, verdict)
 
     async def test_tells_the_owner_what_is_wrong_with_the_input(
         self, client: httpx.AsyncClient, operation: str
@@ -220,12 +180,6 @@ class TestEveryOperation:
         )
         assert_error(response, 403, "Access denied")
         assert (await alice.get()).json() == [task]
-
-    async def test_lets_the_owner_pass(self, alice: Caller, operation: str) -> None:
-        task = await alice.add()
-        method, path = OPERATIONS[operation]
-        response = await alice.request(method, path.format(task["id"]), json=BODIES.get(operation))
-        assert response.is_success, response.text
 
     @on_one_database
     @pytest.mark.parametrize("bearer", ["none", "forged", "another user's"])
@@ -272,20 +226,10 @@ async def drive(operation: str, authorization: list[str], receive: Receive) -> l
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": headers,
-        "client": ("127.0.0.1", 1234),
-        "server": ("test", 80),
-    }
+    scope: dict[str, object] = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}}
+    scope |= {"http_version": "1.1", "method": method, "scheme": "http", "headers": headers}
+    scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": ""}
+    scope |= {"client": ("127.0.0.1", 1234), "server": ("test", 80)}
     await app(scope, receive, send)
     return sent
 
@@ -342,38 +286,12 @@ class TestAccessDenied:
         assert_error(response, 403, "Access denied")
 
 
-class TestMissingToken:
-    async def test_is_told_without_an_error_code(self, client: httpx.AsyncClient) -> None:
-        response = await client.get("/api/alice/tasks")
-        assert response.status_code == 401
-        assert response.headers["content-type"] == "application/json"
-        assert response.headers["www-authenticate"] == "Bearer"
-        assert response.content == b'{"detail":"Missing authorization token"}'
-
-
-class TestInvalidToken:
-    async def test_is_told_with_an_error_code(self, client: httpx.AsyncClient) -> None:
-        response = await ask(client, "Bearer x")
-        assert response.status_code == 401
-        assert response.headers["content-type"] == "application/json"
-        assert response.headers["www-authenticate"] == (
-            'Bearer error="invalid_token", error_description="Invalid token"'
-        )
-        assert response.content == b'{"detail":"Invalid token"}'
-
-
-class TestExpiredToken:
-    async def test_is_told_apart(self, client: httpx.AsyncClient) -> None:
-        response = await ask(client, f"Bearer {sign('alice', exp=1)}")
-        assert response.status_code == 401
-        assert response.headers["content-type"] == "application/json"
-        assert response.headers["www-authenticate"] == (
-            'Bearer error="invalid_token", error_description="Token has expired"'
-        )
-        assert response.content == b'{"detail":"Token has expired"}'
-
-    async def test_says_nothing_of_whose_it_was(self, client: httpx.AsyncClient) -> None:
-        assert_verdict(await ask(client, f"Bearer {sign('bob', exp=1)}", user="alice"), EXPIRED)
+@pytest.mark.parametrize("verdict", CHALLENGES)
+async def test_refusal_is_this_to_the_byte(client: httpx.AsyncClient, verdict: str) -> None:
+    sent = {MISSING: [], INVALID: ["Bearer x"], EXPIRED: [f"Bearer {sign('alice', exp=1)}"]}
+    response = await ask(client, *sent[verdict])
+    assert_verdict(response, verdict)
+    assert response.content == f'{{"detail":"{verdict}"}}'.encode()
 
 
 class TestAnotherApp:

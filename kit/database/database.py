@@ -1,7 +1,7 @@
 # [Task]: T009 [From]: specs/design.md
-"""A database: its engine and its gate, whether it was last seen working, and sessions on it.
+"""A database: its engine, its gate, its last known state, and its read replica.
 
-How a statement is run is told in execute.py, how the tables come to be in tables.py.
+execute.py runs statements. tables.py creates the tables.
 """
 
 import asyncio
@@ -32,55 +32,55 @@ from settings import Settings, SettingsError
 
 logger = logging.getLogger("tasks.db")
 
-# For changes of tables that are in use: while one waits for its lock, all others wait behind it.
+# While a change of a table waits for its lock, all other statements wait behind it.
 LOCK_TIMEOUT = "300ms"
-# Any number will do, so long as every process takes the same lock.
+# The key of the advisory lock. The number is arbitrary, but all processes must use the same.
 TABLES_LOCK = 7_236_830_419
-# Seconds between two questions whether a database that failed is back, asked on behalf of probes.
+# Seconds between two probes of a database that failed.
 PROBE_INTERVAL = 1.0
 
 type Core = Select[Any] | UpdateBase
-# Around a statement, with its SQL.
+# Makes the tracing span around a statement with this SQL.
 type StatementSpan = Callable[[Core, str], AbstractContextManager[None]]
 
 
 class Database:
-    """The engine, the gate in front of it, and whether it was last seen working."""
+    """The engine, the gate in front of it, and whether the last answer was a good one."""
 
     setting = "DATABASE_URL"
     outage = "the database does not serve"
-    # Which of several hosts is meant if the URL does not say.
+    # The target_session_attrs if the URL names several hosts and no target.
     target = "read-write"
 
     def __init__(self, settings: Settings, table: Table) -> None:
         self.settings = settings
-        # The table that it is asked about whether it serves.
+        # The table that a probe selects from.
         self.table = table
         url = settings.database_url.get_secret_value()
         self.asked = read_url(url, self.target, self.setting)
-        # Whose table it is; None for wherever the server looks.
+        # The schema of the table; None for the server's own search path.
         self.schema = next(iter(self.asked.search_path), None)
         self.engine = create_engine(self.asked, settings)
-        # By what compiled statements differ from those for other databases.
+        # The cache key of compiled statements.
         self.sql_form = self.engine.dialect.name, self.schema
         self.is_postgresql = self.engine.dialect.name == "postgresql"
-        # On SQLite, requests that read need not wait for those that write.
+        # Set on SQLite, where reads don't wait for writes.
         self.file: sqlite.File | None = None
         if self.is_postgresql:
             self.gate = Gate(settings.database_pool_size, settings.database_pool_timeout)
         else:
             self.file = sqlite.File(settings, self.engine.url)
-            self.gate = Gate(1, sqlite.patience(settings))
-        # Set by tables.py: in older tables, what is written might not mean what it says.
+            self.gate = Gate(1, sqlite.turn_timeout(settings))
+        # True once migrations are applied; until then requests get 503.
         self.tables_ready = False
         self.seen_working = False
-        # For statements that are run again because they had to give way to each other.
+        # Held while a statement is repeated after a conflict with another transaction.
         self.repeat_lock = asyncio.Lock()
-        # Set where statements are recorded: kit/telemetry/record.py.
+        # Set by kit/telemetry/record.py.
         self.statement_span: StatementSpan | None = None
-        # Called after each answer, which shows that the database is awake.
+        # Called after each answer of the database: then it is awake.
         self.after_answer: list[Callable[[], None]] = []
-        # A statement took too long, and none has been answered since.
+        # True after a timeout, until the next answer.
         self._in_doubt = False
         self._failed_at = float("-inf")
         self._outage = Outage(logger, self.outage)
@@ -88,7 +88,7 @@ class Database:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Around what asks it: raise what a driver's error means, and note what that says of it."""
+        """Inside, driver errors are raised as ServiceErrors and change the database's state."""
         try:
             yield
         except DRIVER_ERRORS as error:
@@ -96,9 +96,9 @@ class Database:
             raise
 
     def handle_error(self, error: Exception) -> None:
-        """Note what a driver's error says of the database, and raise what it means, if it is known.
+        """Record a driver's error and raise the ServiceError for it, if there is one.
 
-        Raises what failures.service_error makes of it.
+        failures.service_error decides which one that is.
         """
         meant = service_error(error, self.setting)
         if meant is None:
@@ -110,7 +110,7 @@ class Database:
         raise meant from error
 
     def mark_up(self) -> None:
-        """Note that it has answered."""
+        """Record that the database has answered."""
         self.seen_working = True
         self._in_doubt = False
         self._outage.ends()
@@ -118,18 +118,18 @@ class Database:
             call()
 
     def mark_down(self, reason: str) -> None:
-        """Note that it does not serve."""
+        """Record that the database does not serve."""
         self.seen_working = False
         self._failed_at = time.monotonic()
         self._outage.begins(reason)
 
     async def is_ready(self) -> bool:
-        """Whether its tables are there and it was last seen working."""
+        """Whether the tables are up to date and the database was last seen working."""
         return self.tables_ready and await self.serves()
 
     @property
     def probe_is_due(self) -> bool:
-        """Whether it was last seen failing, and not just now; or nobody knows."""
+        """Whether to probe: its last failure is some time ago, or a timeout left its state open."""
         has_failed = not self.seen_working
         return self._in_doubt or (
             has_failed and time.monotonic() - self._failed_at >= PROBE_INTERVAL
@@ -138,11 +138,11 @@ class Database:
     async def serves(self) -> bool:
         """Whether it was last seen working.
 
-        It is asked only after it was seen failing, and not often, so that a database that is
-        suspended while nobody needs it is left asleep.
+        It is probed only after a failure, once per PROBE_INTERVAL, so that a suspended database
+        stays asleep.
         """
         if self.probe_is_due:
-            # Other probes need not ask meanwhile.
+            # So that concurrent callers don't probe as well.
             self._in_doubt = False
             self._failed_at = time.monotonic()
             with suppress(DatabaseUnavailable):
@@ -156,40 +156,41 @@ class Database:
             with self.watched():
                 async with self.engine_for(reads=True).connect() as connection:
                     await connection.execute(select(self.table.c.id).limit(0))
-        except StatementTimeout as error:  # Of one that any database in order answers at once.
+        except StatementTimeout as error:  # A healthy database answers this at once.
             self.mark_down(str(error))
         else:
             self.mark_up()
 
     def for_reading(self) -> "Database":
-        """Where a request that only reads is to look."""
+        """The database for a request that only reads."""
         return self
 
     def engine_for(self, *, reads: bool) -> AsyncEngine:
-        """The engine of a session."""
+        """The engine for a session."""
         return self.file.reading_engine if reads and self.file is not None else self.engine
 
     def admission(self, user: str | None, *, reads: bool) -> AbstractAsyncContextManager[None]:
-        """Where a request of this user waits for its turn; None is no user."""
+        """A context in which a request of this user may use a connection; None means no user."""
         if reads and self.file is not None:
             return nullcontext()
         return self.gate if user is None else self.gate.turn_of(user)
 
     def members(self) -> "list[Database]":
-        """It, and its replica if it has one."""
+        """The database and, if there is one, its replica."""
         return [self]
 
     @asynccontextmanager
     async def changing_tables(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction for changes of tables: one process at a time, for as long as it takes.
+        """A transaction for changes of tables, in one process at a time, without a timeout.
 
-        The lock is the transaction's, so that it works through a pooler too. Raises driver errors.
+        Its advisory lock ends with the transaction, so it works through a pooler. Raises driver
+        errors.
         """
-        patient = create_engine(self.asked, self.settings, is_patient=True)
-        # Whatever the server's default is: what others did before the lock was free is to be seen.
+        engine = create_engine(self.asked, self.settings, has_timeout=False)
+        # Only READ COMMITTED sees what another process did before it released the lock.
         options = {"isolation_level": "READ COMMITTED"} if self.is_postgresql else {}
         try:
-            async with patient.execution_options(**options).begin() as connection:
+            async with engine.execution_options(**options).begin() as connection:
                 if not self.is_postgresql:
                     await connection.exec_driver_sql("BEGIN IMMEDIATE")
                     yield connection
@@ -200,10 +201,10 @@ class Database:
                     await _enter(connection, self.schema)
                 yield connection
         finally:
-            await patient.dispose()
+            await engine.dispose()
 
     def in_background[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run it until it is done or the database is closed."""
+        """Run a coroutine in a task, which is cancelled when the database is closed."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -224,18 +225,18 @@ class Database:
 
 
 async def _enter(connection: AsyncConnection, schema: str) -> None:
-    """Have all names mean this schema's until the transaction ends; make it if it is missing."""
+    """Make this schema the only one searched until the transaction ends. Create it if needed."""
     name = quoted(schema)
-    there = await connection.scalar(select(func.to_regnamespace(name)))
-    if there is None:
+    found = await connection.scalar(select(func.to_regnamespace(name)))
+    if found is None:
         await connection.exec_driver_sql(f"CREATE SCHEMA {name}")
     await connection.exec_driver_sql(set_search_path([schema]))
 
 
 class Replicated(Database):
-    """A primary with a streaming replica, from which is read while that is seen working.
+    """A primary with a streaming replica, which serves reads while it works.
 
-    What is read there may be older than what was written a moment ago: docs/scaling.md.
+    Reads from the replica may miss the latest writes (docs/scaling.md).
     """
 
     def __init__(self, settings: Settings, table: Table) -> None:
@@ -249,7 +250,7 @@ class Replicated(Database):
 
     def for_reading(self) -> Database:
         if self.replica.probe_is_due:
-            # The replica's work, so that it ends before its connections are closed.
+            # A task of the replica, so that it ends before the replica's connections are closed.
             self.replica.in_background(self.replica.serves())
         return self.replica if self.replica.seen_working else self
 
@@ -264,7 +265,7 @@ class Replicated(Database):
 class _Replica(Database):
     setting = "DATABASE_READ_URL"
     outage = "the replica of DATABASE_READ_URL does not serve, and the primary is read from"
-    # The list of hosts may then be the same as the primary's, whichever of them that is.
+    # So both settings may name the same list of hosts.
     target = "prefer-standby"
 
     def __init__(self, settings: Settings, table: Table) -> None:
@@ -273,7 +274,7 @@ class _Replica(Database):
 
 
 def new_database(settings: Settings, table: Table) -> Database:
-    """The database, which has connected to nothing yet. Raises SettingsError for a bad URL."""
+    """The database, not connected yet. Raises SettingsError for a bad URL."""
     return (Replicated if settings.database_read_url else Database)(settings, table)
 
 
@@ -281,16 +282,14 @@ def new_database(settings: Settings, table: Table) -> Database:
 async def open_database(settings: Settings, table: Table) -> AsyncIterator[Database]:
     """The database for as long as the service runs. Raises SettingsError for a bad DATABASE_URL.
 
-    It does not connect: a database that is away is no reason not to start.
+    It does not connect, so the service starts while the database is down.
     """
     database = new_database(settings, table)
     logger.info("tasks are kept in %s", place(database.engine.url))
-    for one in database.members():
-        if one.asked.ignored:
+    for member in database.members():
+        if member.asked.ignored:
             logger.debug(
-                "parameters of %s that mean nothing here: %s",
-                one.setting,
-                ", ".join(one.asked.ignored),
+                "ignored parameters of %s: %s", member.setting, ", ".join(member.asked.ignored)
             )
     try:
         yield database

@@ -1,7 +1,7 @@
 # [Task]: T009 [From]: specs/design.md
-"""How a statement is run: compiled once, on the driver's own connection, in one round trip.
+"""Runs statements: compiled once, on the driver's own connection, in one round trip.
 
-What the statements say is in tasks/queries.py.
+tasks/queries.py has the statements.
 """
 
 import asyncio
@@ -27,26 +27,26 @@ from kit.database.idle import IdleConnection, give_back, take
 from kit.database.session import AnySelect, ReadSession, Session
 from kit.errors import DatabaseUnavailable
 
-# The connection broke while the statement ran: it may have been done.
+# The connection broke while the statement ran. The statement may have taken effect.
 _CONNECTION_LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)
-# A pooler gave the statement to a server connection that does not know its name, or knows another's
-# by it.
+# A pooler moved the session to a server connection that does not know the prepared statement, or
+# that has another one of this name.
 _NAME_LOST = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 # The table has been changed since the statement was prepared.
 _TABLE_CHANGED = asyncpg.exceptions.InvalidCachedStatementError
-# Seconds within which a statement may be run again.
+# Seconds after the first attempt in which a statement may be repeated.
 REPEAT_WITHIN = 0.5
-# Seconds before a statement is run again that gave way to another transaction.
+# Seconds to wait before a statement is repeated after a conflict.
 CONFLICT_PAUSE = 0.003
-# Seconds within which a replica that fails leaves the primary time enough.
+# Seconds. Fall back to the primary only if the replica failed this quickly.
 FALLBACK_WITHIN = 0.1
-# Seconds a connection has to answer again after its statement was cut off.
+# Seconds a connection has to answer again after its statement was cancelled.
 RECOVERY_TIMEOUT = 1.0
 
-# Records that are converted before others have a turn.
+# Records to convert before other requests get a turn.
 AT_A_TIME = 1000
 
-# A row of a result as its driver gives it: its values in the order of the statement's columns.
+# A row of the driver: values in the order of the statement's columns.
 type Record = Sequence[Any]
 type Row = dict[str, Any]
 type Converter = Callable[[Any], Any]
@@ -55,9 +55,9 @@ type Converter = Callable[[Any], Any]
 class Statement[S: ReadSession = AsyncSession]:
     """A Core statement, compiled once per kind of database and run on the driver's connection.
 
-    On its own, a statement is its own transaction: it is done when its rows are back, in one round
-    trip, with neither BEGIN nor COMMIT (specs/decisions.md, D2). In a session that has begun a
-    transaction, or one that a test put in place of ours, it takes part in that transaction.
+    By default a statement is its own transaction, in one round trip without BEGIN or COMMIT
+    (specs/decisions.md, D2). If its session has begun a transaction, or is not one of ours, the
+    statement runs in that session.
     """
 
     @overload
@@ -67,7 +67,7 @@ class Statement[S: ReadSession = AsyncSession]:
         self: "Statement[AsyncSession]", statement: UpdateBase, *, repeatable: bool = ...
     ) -> None: ...
     def __init__(self, statement: Core, *, repeatable: bool = False) -> None:
-        """`repeatable` says of a write that to run it twice does the same as to run it once."""
+        """`repeatable` marks a write that may run twice with the effect of running once."""
         self.core = statement
         self._names = [str(column.key) for column in statement.exported_columns]
         self._is_repeatable = repeatable or isinstance(statement, Select)
@@ -79,7 +79,7 @@ class Statement[S: ReadSession = AsyncSession]:
             return await self._run_alone(session, values)
         in_transaction = cast(AsyncSession, session)
         with database_errors():
-            # SQLAlchemy knows how the transaction stands, and sends its BEGIN if need be.
+            # SQLAlchemy keeps track of the transaction and sends BEGIN if needed.
             await in_transaction.flush()
             connection = await in_transaction.connection()
             if connection.dialect.name == "sqlite":
@@ -88,7 +88,7 @@ class Statement[S: ReadSession = AsyncSession]:
             return result.all()
 
     async def rows(self, session: S, **values: object) -> list[Row]:
-        """The same by the names of columns, which takes as long again for a long list."""
+        """The same as dicts. For a long list this doubles the time."""
         return [self.named(record) for record in await self.records(session, **values)]
 
     async def row(self, session: S, **values: object) -> Row | None:
@@ -97,8 +97,8 @@ class Statement[S: ReadSession = AsyncSession]:
         return self.named(records[0]) if records else None
 
     def named(self, record: Record) -> Row:
-        """A record's values by the names of columns."""
-        # It has these columns and no others; to have that checked takes half as long again.
+        """A record as a dict by column name."""
+        # strict=True would take half as long again, and the columns always match.
         return dict(zip(self._names, record, strict=False))
 
     async def _run_alone(self, session: Session, values: Mapping[str, object]) -> Sequence[Record]:
@@ -108,7 +108,7 @@ class Statement[S: ReadSession = AsyncSession]:
             try:
                 return await run(database, values)
             except (DatabaseUnavailable, asyncpg.PostgresError):
-                # What the replica lacks, such as a new column, the primary has already.
+                # The primary may have what the replica lacks, such as a new column.
                 if time.monotonic() - session.waiting_since > FALLBACK_WITHIN:
                     raise
             async with primary.gate:
@@ -123,7 +123,7 @@ class Statement[S: ReadSession = AsyncSession]:
             return await self._run_on(database, values)
 
     async def _run_on(self, database: Database, values: Mapping[str, object]) -> Sequence[Record]:
-        # Run again where that can't mean doing the same twice: specs/decisions.md, D11.
+        # Repeat only if the statement can't take effect twice (specs/decisions.md, D11).
         deadline = time.monotonic() + REPEAT_WITHIN
         losses = 0 if self._is_repeatable else 1
         while True:
@@ -144,12 +144,12 @@ class Statement[S: ReadSession = AsyncSession]:
     async def _repeat(
         self, database: Database, values: Mapping[str, object], error: Exception
     ) -> Sequence[Record]:
-        """Run again what the database rolled back in favour of another transaction."""
+        """Repeat a statement that the database rolled back because of a conflict."""
         now = asyncio.get_running_loop().time
         deadline = now() + REPEAT_WITHIN
         while is_conflict(error) and now() < deadline:
             await asyncio.sleep(CONFLICT_PAUSE)
-            # One at a time: at once, all but one would give way again.
+            # One at a time: in parallel, all but one would conflict again.
             try:
                 async with asyncio.timeout_at(deadline):
                     await database.repeat_lock.acquire()
@@ -179,14 +179,14 @@ class Statement[S: ReadSession = AsyncSession]:
             if isinstance(error, _NAME_LOST):
                 driver.connector.go_without_names()
             elif shard_has_moved(error):
-                # The connection's plans name shards that are elsewhere now.
+                # The connection's cached plans refer to shards that have moved.
                 driver.terminate()
             elif isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                 driver.was_read_only()
             give_back(database.engine, connection)
             raise
         except BaseException:
-            # Cut off half-way: what its answer is must be known before it is used again.
+            # Cancelled: the answer must have arrived before the connection is used again.
             database.in_background(_recover(database, connection))
             raise
         give_back(database.engine, connection)
@@ -204,14 +204,14 @@ class _Compiled:
     """A statement's SQL for one dialect, with SQLAlchemy's own conversions of values."""
 
     def __init__(self, statement: Core, dialect: Dialect, schema: str | None = None) -> None:
-        # By qualified names: a pooler forgets a search path that a session has set. Where no schema
-        # is asked for, SQLAlchemy would name the first one of the search path.
+        # With a schema, names are qualified, because a pooler forgets a session's search path.
+        # Without one, nothing is translated: SQLAlchemy would insert the first schema of the path.
         translated: dict[str, Any] = {}
         if schema is not None:
             translated = {"schema_translate_map": {None: schema}, "render_schema_translate": True}
         compiled = statement.compile(dialect=dialect, **translated)
         self.sql = str(compiled)
-        # The method that runs it: pool.Connection's, or sqlite.File's.
+        # The method of pool.Connection or sqlite.File that runs it.
         self._method = "run_prepared"
         if dialect.name == "sqlite":
             self._method = "read" if isinstance(statement, Select) else "write"
@@ -219,7 +219,7 @@ class _Compiled:
             names = ", ".join(column.name for column in compiled.insert_prefetch)
             raise TypeError(f"a Statement computes no defaults: give {names} in its values()")
         self._literals = {name: b.value for name, b in compiled.binds.items() if not b.required}
-        # Computed for each execution, such as the time in Task.updated_at's `onupdate`.
+        # Values computed for each execution, such as the time in Task.updated_at's `onupdate`.
         self._computed = {n: b.callable for n, b in compiled.binds.items() if b.callable}
         self._arguments: list[tuple[str, Converter | None]] = []
         for name in compiled.positiontup or ():
@@ -259,15 +259,15 @@ class _Compiled:
 
 
 def _not_begun(error: Exception) -> bool:
-    """Whether the statement was refused before any of it was done."""
+    """Whether the statement was refused before it took any effect."""
     refused = isinstance(error, (_TABLE_CHANGED, *_NAME_LOST)) or shard_has_moved(error)
     return refused or nothing_sent(error)
 
 
 async def _recover(database: Database, connection: IdleConnection) -> None:
-    """Give back a connection whose statement was cut off, once it answers again, or close it.
+    """Give back a connection whose statement was cancelled once it answers again, else close it.
 
-    asyncpg asks the server to cancel such a statement, and waits for that before the next one.
+    asyncpg has sent a cancel request. Its next statement waits until that is done.
     """
     try:
         if connection.driver.is_usable:

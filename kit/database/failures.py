@@ -1,7 +1,7 @@
 # [Task]: T009 [From]: specs/design.md
-"""What drivers raise, told apart: the database does not serve, or there is a bug of ours.
+"""Translates driver errors: the database does not serve, or the service has a bug.
 
-What becomes of either is in errors.py.
+kit/errors.py answers both.
 """
 
 import sqlite3
@@ -30,7 +30,7 @@ from kit.errors import (
     StatementTooSlow,
 )
 
-# Not all of SQLAlchemyError: most of those are bugs.
+# Most other subclasses of SQLAlchemyError are bugs.
 DRIVER_ERRORS = (
     DBAPIError,
     PoolTimeoutError,
@@ -39,10 +39,10 @@ DRIVER_ERRORS = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     sqlite3.Error,
-    OSError,  # Refused, unknown host, TLS; TimeoutError is one.
+    OSError,  # Connection refused, unknown host, TLS, TimeoutError.
 )
 _POOLER_HINT = "the pooler in front of the database loses prepared statements"
-# What a SQLSTATE that begins so means to an operator; with any other, the database does serve.
+# Reasons for operators by SQLSTATE or its class. With any other SQLSTATE, the database serves.
 _REASONS = {
     "0A000": "its tables are being changed",
     "08P01": "the server, or a pooler in front of it, refuses what the service asks for at log-in",
@@ -64,17 +64,17 @@ _REASONS = {
     "57014": "the statement took too long",
     "57": "the server is starting or stopping",
 }
-# These tell of one statement, and nothing of the database.
+# Errors of one statement, which say nothing about the database.
 _OF_ONE_STATEMENT = ("42P10", "55P03")
-# Two transactions could not both be done; the database rolled this one back. SQLite's is by code.
+# The database rolled this transaction back because of a conflict. SQLite has a code for that.
 _CONFLICTS = ("40001", "40P01", sqlite3.SQLITE_BUSY_SNAPSHOT)
 # SQLite's codes for a file that it can't read.
 BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-# Classes of SQLSTATEs whose texts name tables, columns, constraints, roles and hosts at most, and
-# those of them that quote the statement. Class 22, for one, quotes values.
+# Classes of SQLSTATEs whose texts contain no values, and the exceptions that quote the statement.
+# Class 22, for example, quotes values.
 _SAFE_CLASSES = ("08", "0A", "23", "25", "26", "28", "3D", "3F", "40", "42", "53", "55", "57")
 _QUOTING = ("42601", "42602", "42622")
-# SQLAlchemy's own, of which others quote statements or values.
+# SQLAlchemy errors whose texts are safe. Others quote statements or values.
 _SAFE_ERRORS = (
     ArgumentError,
     InvalidRequestError,
@@ -82,13 +82,13 @@ _SAFE_ERRORS = (
     MultipleResultsFound,
     NoResultFound,
 )
-# The one foreign key is the owner's: tables.py.
+# The only foreign key is user_id (tables.py).
 _FOREIGN_KEY_VIOLATION = "23503"
 
 
 @contextmanager
 def database_errors(setting: str = "DATABASE_URL") -> Iterator[None]:
-    """Raise what `service_error` makes of a driver's error; `setting` is where its URL stands."""
+    """Inside, driver errors are raised as ServiceErrors. `setting` names the database's URL."""
     try:
         yield
     except DRIVER_ERRORS as error:
@@ -98,10 +98,10 @@ def database_errors(setting: str = "DATABASE_URL") -> Iterator[None]:
 
 
 def service_error(error: BaseException, setting: str) -> ServiceError | None:
-    """What a driver's error means to a client; None for a bug of ours.
+    """The ServiceError for a driver's error; None if it is a bug of the service.
 
-    DatabaseUnavailable, as StatementTimeout where it is one statement that can't be done in time.
-    InvalidToken for a task of a user who is no longer there: the token has outlived its user.
+    DatabaseUnavailable in general, StatementTimeout if only this statement failed, InvalidToken if
+    the user of the token has been deleted.
     """
     cause = driver_error(error)
     state = getattr(cause, "sqlstate", None)
@@ -141,7 +141,7 @@ def _reason(cause: BaseException | None, state: str | None) -> str | None:
         case asyncpg.TargetServerAttributeNotMatched():
             return "no host of {setting} is what its target_session_attrs asks for"
         case asyncpg.InterfaceError() | asyncpg.InternalClientError() if not nothing_sent(cause):
-            return None  # A call that the driver refuses.
+            return None  # A wrong use of the driver.
         case NoTLS():
             return "it refuses TLS: if it has none, add sslmode=disable to {setting}"
         case ssl.SSLCertVerificationError():
@@ -153,9 +153,9 @@ def _reason(cause: BaseException | None, state: str | None) -> str | None:
 
 
 def describe(error: BaseException) -> str:
-    """A database's error for the log: class, SQLSTATE, constraint, and the text if it is safe.
+    """A database error for the log: class, SQLSTATE, constraint, and the text if it is safe.
 
-    It is safe where it can quote no value of a row or a parameter.
+    A text is safe if it can't quote a value of a row or a parameter.
     """
     error = driver_error(error)
     parts = [type(error).__name__]
@@ -178,27 +178,27 @@ def _is_safe(error: BaseException) -> bool:
             return is_known and not _is_raised_in_sql(error)
         case sqlite3.Error():
             code = sqlite_code(error)
-            if code is None:  # Python's own, which may quote a text that is no UTF-8.
+            if code is None:  # Raised by Python, which may quote text that is not UTF-8.
                 return isinstance(error, sqlite3.ProgrammingError)
             if code == sqlite3.SQLITE_ERROR:
                 return str(error).startswith("no such ")
             return code != sqlite3.SQLITE_CONSTRAINT_TRIGGER
         case asyncpg.InterfaceError():
-            return not isinstance(error, ValueError)  # DataError, which quotes a parameter.
+            return not isinstance(error, ValueError)  # DataError quotes a parameter.
         case OSError() | PoolTimeoutError() | asyncpg.InternalClientError():
             return True
         case _:
-            # Not those that are derived of them: PendingRollbackError quotes another error.
+            # Not their subclasses: PendingRollbackError quotes another error.
             return type(error) in _SAFE_ERRORS
 
 
 def _is_raised_in_sql(error: BaseException) -> bool:
-    """Whether a trigger or function raised it, whose text and fields may say anything."""
+    """Whether a trigger or function raised it. Then its text and fields may contain anything."""
     return bool(getattr(error, "context", None))
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether the database rolled it back in favour of another transaction: it can be repeated."""
+    """Whether the database rolled it back because of a conflict, so that it can be repeated."""
     error = driver_error(error)
     return getattr(error, "sqlstate", None) in _CONFLICTS or (
         isinstance(error, sqlite3.Error) and sqlite_code(error) in _CONFLICTS
@@ -206,34 +206,34 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def driver_error(error: BaseException) -> BaseException:
-    """The driver's own error, without what SQLAlchemy puts around it."""
+    """The driver's own error, without SQLAlchemy's wrappers."""
     while (inner := getattr(error, "orig", None)) is not None:
         error = inner
     return error
 
 
 def nothing_sent(error: BaseException) -> bool:
-    """Whether the driver failed before it sent anything, since the connection was at its end."""
+    """Whether the driver sent nothing, because the connection was already closed."""
     match error:
         case asyncpg.InterfaceError():
             return "closed" in str(error)
         case asyncpg.InternalClientError():
-            # The server's last word has been read, its end of the connection not yet.
+            # The server's last message has been read, but not yet the end of the connection.
             return "cannot switch to state" in str(error)
         case _:
             return False
 
 
 def shard_has_moved(error: BaseException | None) -> bool:
-    """Whether Citus has moved a shard, or made the first, since the statement was planned."""
+    """Whether Citus has moved or created a shard since the statement was planned."""
     return isinstance(error, asyncpg.InternalServerError) and "entry for shard" in str(error)
 
 
 def sqlite_code(error: sqlite3.Error) -> int | None:
-    """SQLite's own code; None for an error that Python raises by itself."""
+    """SQLite's error code; None for an error that Python itself raises."""
     return getattr(error, "sqlite_errorcode", None)
 
 
 def is_sqlite(error: BaseException | None, *codes: int) -> bool:
-    """Whether SQLite says one of these primary codes."""
+    """Whether it is an SQLite error with one of these primary codes."""
     return isinstance(error, sqlite3.Error) and (sqlite_code(error) or 0) & 0xFF in codes

@@ -1,5 +1,5 @@
 # [Task]: T009 [From]: specs/design.md
-"""Who may ask the database, and when: as many requests at a time as there are connections."""
+"""Admission to the database: as many requests at a time as there are connections."""
 
 import asyncio
 import logging
@@ -13,11 +13,11 @@ logger = logging.getLogger("tasks.db")
 
 
 class Gate:
-    """A semaphore with a timeout, in the order in which requests came.
+    """A fair semaphore with a timeout: requests enter in the order in which they came.
 
-    A connection pool by itself is not fair: a request that gives a connection back and asks again
-    gets ahead of those that wait. One user holds at most three quarters of the permits, so that
-    slow statements of one leave connections for the others.
+    A connection pool is not fair: a request that returns a connection and takes one again overtakes
+    those that wait. One user gets at most three quarters of the permits, so that the slow
+    statements of one user leave connections for others.
     """
 
     def __init__(self, permits: int, patience: float) -> None:
@@ -30,14 +30,14 @@ class Gate:
         self.waiting = 0
 
     def turn_of(self, user: str) -> "_Turn":
-        """Enter this in place of the gate for a request of the user."""
+        """The context to enter instead of the gate for a request of this user."""
         turn = self._users.get(user)
         if turn is None:
             turn = self._users[user] = _Turn(self, user, self._share)
         return turn
 
     def forget(self, user: str) -> None:
-        """The user has no request any more."""
+        """Remove a user who has no requests left."""
         del self._users[user]
 
     async def __aenter__(self) -> None:
@@ -79,7 +79,7 @@ class Gate:
 
 
 class _Turn:
-    """The gate as one user's requests enter it."""
+    """The gate for the requests of one user."""
 
     def __init__(self, gate: Gate, user: str, permits: int) -> None:
         self._gate = gate

@@ -1,8 +1,8 @@
 # [Task]: T051 [From]: specs/decisions.md
-"""Several hosts of one database: connects to the one that fits, and follows a failover (D22).
+"""Several hosts of one database: connects to the right one and follows a failover (D22).
 
-asyncpg asks the hosts in turn within one timeout, so a host that swallows packets uses it up.
-urls.py reads the hosts of a URL.
+asyncpg tries the hosts in turn within one timeout, so a host that drops packets uses it up. urls.py
+parses the hosts of a URL.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from kit.database.tls import connect
 
 logger = logging.getLogger("tasks.db")
 
-# Seconds without an answer from a host before the next one is asked as well.
+# Seconds without an answer from a host before the next one is tried, too.
 STAGGER = 0.25
 # Seconds after which a statement is late, and the primary is looked for.
 LATE = 0.5
 # Seconds to read from the primary before a standby is looked for again.
-MAKESHIFT = 300.0
+STANDBY_RETRY_INTERVAL = 300.0
 
 type Host = tuple[str, int]
 
 
 class Linked(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection to one of several hosts. It looks for the primary when a statement is late."""
+    """A connection to one of several hosts. A late statement starts a search for the primary."""
 
     hosts: "Hosts"
     host: Host
@@ -41,7 +41,7 @@ class Linked(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
 
     @property
     def is_to_be_moved(self) -> bool:
-        """Whether a new connection might go to a host that fits better."""
+        """Whether a new connection may reach a better host."""
         return self.host != self.hosts.current or time.monotonic() > self.ends_at
 
     async def fetch(self, query: str, *arguments: Any) -> Any:
@@ -72,9 +72,9 @@ class Hosts:
         self._search: asyncio.Task[None] | None = None
 
     async def connect(self, **options: Any) -> Linked:
-        """Like asyncpg.connect, with lists of hosts and ports. Raises what that raises.
+        """Like asyncpg.connect, but with lists of hosts and ports.
 
-        The host that fitted last is asked first. `timeout` covers all hosts together.
+        The last good host is tried first. `timeout` covers all hosts together.
         """
         self._options = options
         hosts = list(zip(options["host"], options["port"], strict=True))
@@ -87,7 +87,7 @@ class Hosts:
         return connection
 
     def look_for_primary(self, connection: Linked) -> None:
-        """Find out whether another host is the primary now: this connection is of no use."""
+        """Find out whether another host is the primary now, since this connection failed."""
         if connection.host != self.current:
             connection.terminate()
         elif self._search is None or self._search.done():
@@ -107,7 +107,7 @@ class Hosts:
         for connection in list(self._connections):
             if connection.is_closed() or connection.host == host:
                 continue
-            # A statement in time may still succeed. Its connection is not used again.
+            # A running statement that is not late may still succeed. Its connection is not reused.
             if not (connection.is_in_time or connection.is_in_transaction()):
                 connection.terminate()
 
@@ -119,15 +119,15 @@ async def _preferred(hosts: Iterable[Host], options: Mapping[str, Any]) -> Linke
         async with asyncio.timeout(options["timeout"] / 2):
             return await _first_that_fits(hosts, {**options, "target_session_attrs": "standby"})
     connection = await _first_that_fits(hosts, {**options, "target_session_attrs": "any"})
-    connection.ends_at = time.monotonic() + MAKESHIFT
+    connection.ends_at = time.monotonic() + STANDBY_RETRY_INTERVAL
     return connection
 
 
 async def _first_that_fits(hosts: Iterable[Host], options: Mapping[str, Any]) -> Linked:
-    """The first connection that is what target_session_attrs asks for.
+    """The first connection that satisfies target_session_attrs.
 
-    The next host is asked when the last has refused or has been silent for a while. While one is
-    silent, the others are asked again, because one of them may be promoted meanwhile.
+    The next host is tried when the last one has refused, or is silent for STAGGER seconds. While
+    one is silent, the others are tried again, because one of them may be promoted meanwhile.
     """
     refusals: dict[Host, BaseException] = {}
     asked: dict[asyncio.Task[Linked], Host] = {}
@@ -146,7 +146,7 @@ async def _first_that_fits(hosts: Iterable[Host], options: Mapping[str, Any]) ->
                         return task.result()
                     refusals[asked.pop(task)] = refusal
             if not asked:
-                # A refusal by a standby says less than the reason why there is no primary.
+                # Prefer an error of the missing primary to a standby's "not a primary".
                 raise min(refusals.values(), key=_is_misfit)
     finally:
         for task in asked:

@@ -1,5 +1,5 @@
 # [Task]: T108 [From]: specs/design.md
-"""Idle connections: Statements hand them to each other without SQLAlchemy's checkout."""
+"""Idle connections, which Statements reuse without SQLAlchemy's checkout."""
 
 import time
 from collections import deque
@@ -11,13 +11,13 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProx
 
 from kit.database.failures import DRIVER_ERRORS
 
-# Seconds an idle connection is trusted: beyond, a firewall may have forgotten it without a word.
+# Seconds after which an idle connection is pinged: a firewall may have dropped it silently.
 IDLE_BEFORE_PING = 15.0
 PING_TIMEOUT = 0.5
 
 
 class IdleConnection:
-    """A connection in no transaction, checked out of SQLAlchemy's pool and waiting to be used."""
+    """A connection without a transaction that stays checked out of SQLAlchemy's pool."""
 
     __slots__ = ("driver", "pooled", "used_at")
 
@@ -28,11 +28,11 @@ class IdleConnection:
 
 
 class Pool(AsyncAdaptedQueuePool):
-    """SQLAlchemy's pool, and the connections that statements on their own hand to each other.
+    """SQLAlchemy's pool plus the idle connections of Statements.
 
-    To check a connection out and in again takes SQLAlchemy as long as a statement takes asyncpg. So
-    what a Statement has used stays checked out and idle for the next one, until a session asks
-    SQLAlchemy for it (specs/decisions.md, D18).
+    A checkout and checkin cost SQLAlchemy as much as a statement costs asyncpg. So the connection
+    of a Statement stays checked out for the next Statement, until a session needs it
+    (specs/decisions.md, D18).
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -50,7 +50,7 @@ class Pool(AsyncAdaptedQueuePool):
             self._asking -= 1
 
     def put(self, connection: IdleConnection) -> None:
-        """Keep it for the next Statement, or check it in where a session waits for one."""
+        """Keep it for the next Statement, or check it in if a session waits for a connection."""
         connection.used_at = time.monotonic()
         self.idle.append(connection)
         if self._asking:
@@ -65,7 +65,7 @@ class Pool(AsyncAdaptedQueuePool):
         connection = self.idle.popleft()
         info = connection.pooled.info
         connection.pooled.close()
-        info["used_at"] = connection.used_at  # Not now, as note_use would have it.
+        info["used_at"] = connection.used_at  # note_use has set the time of the checkin.
 
 
 def note_use(_connection: object, record: ConnectionPoolEntry) -> None:
@@ -73,14 +73,14 @@ def note_use(_connection: object, record: ConnectionPoolEntry) -> None:
 
 
 def discard_dead(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
-    """Have SQLAlchemy connect anew in place of a connection that is dead, or mute after idling."""
+    """Make SQLAlchemy replace a connection that is closed or does not answer a ping."""
     used_at = record.info.get("used_at", float("inf"))
     if connection.run_async(lambda driver: _is_dead(driver, used_at)):
         raise DisconnectionError
 
 
 async def _is_dead(driver: Any, used_at: float) -> bool:
-    # What the server has closed is known as such without a round trip.
+    # A connection that the server has closed is known without a round trip.
     if not driver.is_usable:
         driver.terminate()
         return True
@@ -99,20 +99,20 @@ def pool_of(engine: AsyncEngine) -> Pool:
 
 
 async def take(engine: AsyncEngine) -> IdleConnection:
-    """A connection for statements on their own, to be given back. Raises driver errors."""
+    """A connection for Statements. Call give_back afterwards. Raises driver errors."""
     idle = pool_of(engine).idle
     while idle:
         connection = idle.pop()
         try:
             if not await _is_dead(connection.driver, connection.used_at):
                 return connection
-        except BaseException:  # Cancelled, with the answer still to come.
+        except BaseException:  # Cancelled before the ping's answer came.
             connection.pooled.invalidate()
             raise
         connection.pooled.invalidate()
     try:
         pooled = await engine.raw_connection()
-    except InvalidRequestError as error:  # The pool has tried several.
+    except InvalidRequestError as error:  # The pool gave up after several attempts.
         raise ConnectionError("connections break as soon as they are made") from error
     return IdleConnection(pooled)
 

@@ -1,7 +1,8 @@
 # [Task]: T056 [From]: specs/decisions.md
-"""Indexes that a table in use still lacks: made beside the requests, which wait for nothing.
+"""Builds missing indexes while the table is in use, without blocking requests.
 
-A migration can't do that, since it is a transaction. Which indexes there are to be is in models.py.
+A migration can't do that, because CREATE INDEX CONCURRENTLY can't run in a transaction. models.py
+defines the indexes.
 """
 
 import asyncio
@@ -18,24 +19,24 @@ from kit.database.pool import create_engine
 
 logger = logging.getLogger("tasks.tables")
 
-# Another than the tables' own: who waits for that one has a snapshot, for whose end an index that
-# is made CONCURRENTLY waits.
+# Not TABLES_LOCK: processes that wait for that lock have a snapshot, and CREATE INDEX CONCURRENTLY
+# would wait for those to end.
 INDEXES_LOCK = TABLES_LOCK + 1
-# Seconds between looks whether another process has made them.
+# Seconds between checks whether another process has built them.
 LOOK_INTERVAL = 0.5
 
 
 async def make_indexes(database: Database) -> None:
-    """Make those of `task` that are missing, or that were left half-made. PostgreSQL only.
+    """Build the indexes of `task` that are missing or invalid. PostgreSQL only.
 
-    One process does so, and others wait until it has. Raises DatabaseUnavailable, as
-    StatementTimeout while somebody else is changing the table.
+    One process builds them and the others wait for it. Raises DatabaseUnavailable; that is a
+    StatementTimeout while another session changes the table.
     """
     while await _lacking(database):
         with database.watched():
             async with _alone(database) as engine:
                 if engine is not None:
-                    # Asked again: another process may have made some until just now.
+                    # Checked again: another process may have built some meanwhile.
                     for index in await _lacking(database):
                         await _make(engine, index)
                     continue
@@ -52,16 +53,16 @@ async def _lacking(database: Database) -> list[Index]:
 
 @asynccontextmanager
 async def _alone(database: Database) -> AsyncIterator[AsyncEngine | None]:
-    """An engine whose statements may take their time, or None while another process has one."""
-    # One connection for the lock, which is a transaction's so that it works through a pooler, too,
-    # and one for the work.
+    """An engine without a statement timeout; None while another process holds the lock."""
+    # One connection holds the lock and one builds. The lock belongs to a transaction, so that it
+    # works through a pooler.
     settings = database.settings.model_copy(update={"database_pool_size": 2})
-    engine = create_engine(database.asked, settings, is_patient=True)
+    engine = create_engine(database.asked, settings, has_timeout=False)
     try:
         async with engine.begin() as connection:
             locked = await connection.scalar(select(func.pg_try_advisory_xact_lock(INDEXES_LOCK)))
-            # To be idle is all it does from now on. And a last word that is no query leaves it
-            # without a snapshot, for whose end the work would wait.
+            # This connection only holds the lock. SET leaves no snapshot; CREATE INDEX CONCURRENTLY
+            # would wait for one.
             await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             yield engine if locked else None
     finally:
@@ -70,7 +71,7 @@ async def _alone(database: Database) -> AsyncIterator[AsyncEngine | None]:
 
 @asynccontextmanager
 async def _quick_change(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction that gives up rather than keep others waiting behind it."""
+    """A transaction with a short lock timeout, so that others don't wait behind it for long."""
     async with engine.begin() as connection:
         await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
         yield connection
@@ -85,7 +86,7 @@ async def _make(engine: AsyncEngine, index: Index) -> None:
     if not partitions:
         await _make_beside_requests(engine, sql.replace(" ON task ", f" ON {table} "))
     else:
-        # Of a partitioned table, PostgreSQL makes none beside requests: but of each partition.
+        # PostgreSQL can't build an index CONCURRENTLY on a partitioned table, only on a partition.
         async with _quick_change(engine) as connection:
             await connection.execute(text(sql.replace(" ON task ", " ON ONLY task ")))
         for number, partition in enumerate(partitions):
@@ -100,16 +101,16 @@ async def _make(engine: AsyncEngine, index: Index) -> None:
 
 
 async def _full_names(engine: AsyncEngine) -> tuple[str, list[str]]:
-    """The table and its partitions, by names that mean the same outside of a transaction."""
+    """The qualified names of the table and its partitions, valid outside of a transaction."""
     async with engine.connect() as connection:
         table, *partitions = await connection.scalars(text(_FULL_NAMES))
     return table, partitions
 
 
 async def _drop_leftover(engine: AsyncEngine, name: str) -> None:
-    """Drop what a process that is gone has left half-made, or has not got to use."""
+    """Drop an invalid or unattached index that an earlier process has left."""
     async with _quick_change(engine) as connection:
-        # Whoever makes an index has this lock, so that nobody is at it now.
+        # Every index build holds this lock, so none is in progress now.
         await connection.execute(text("LOCK TABLE task IN SHARE UPDATE EXCLUSIVE MODE"))
         await connection.execute(text(f"DROP INDEX IF EXISTS {name}"))
 

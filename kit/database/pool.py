@@ -1,7 +1,7 @@
 # [Task]: T009 [From]: specs/design.md
-"""Connections to PostgreSQL and how they are made.
+"""Makes engines and the connections to PostgreSQL.
 
-idle.py hands them on, urls.py reads the URL, gate.py decides who may have one.
+idle.py reuses connections, urls.py parses the URL, gate.py limits who may use one.
 """
 
 import logging
@@ -22,7 +22,7 @@ from settings import Settings
 
 logger = logging.getLogger("tasks.db")
 
-# Seconds to wait for a connection that is still being recovered: its request has left the gate.
+# Seconds to wait for a connection that is being recovered after its request has left the gate.
 POOL_GRACE = 0.4
 
 
@@ -33,27 +33,27 @@ _OUTDATED = (
 
 
 class ConnectTimeout(OSError):
-    """The server let an attempt to connect wait too long, which a slow statement never does."""
+    """Connecting took too long. It differs from the TimeoutError of a slow statement."""
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """Names its prepared statements as no other process does, or not at all.
+    """A connection whose prepared statements have globally unique names, or none.
 
-    asyncpg counts alike in each process. Behind a pooler that hands one server connection to
-    several, and that loses track of statements, a process would run what another prepared under its
-    name: a read may be a deletion. Names that nobody else has make that an error, 26000.
+    asyncpg uses the same names in each process. Some poolers share a server connection and lose
+    track of its statements. A process could then run another one's statement of the same name: a
+    DELETE instead of a SELECT. With unique names, that is an error (26000) instead.
     """
 
     connector: "Connector"
     names_statements: bool
-    # By their SQL; there are as many as the service has Statements.
+    # By SQL. Their number is bounded by that of the service's Statements.
     prepared: dict[str, Any]
 
     def _get_unique_id(self, prefix: str) -> str:
         return f"{super()._get_unique_id(prefix)}{secrets.token_hex(6)}"
 
     async def run_prepared(self, sql: str, *arguments: Any) -> Any:
-        """The rows of a statement that this connection prepares once, under a name of its own."""
+        """The rows of a statement, which this connection prepares once, under a unique name."""
         if not self.names_statements:
             return await self.fetch(sql, *arguments)
         statement = self.prepared.get(sql)
@@ -68,17 +68,17 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is open, as far as is known without asking, and names no more than it may."""
+        """Whether it is open as far as known, and uses no names if the pooler loses them."""
         may_name = self.connector.may_name or not self.names_statements
         return may_name and not self.is_closed()
 
     def was_read_only(self) -> None:
-        """A write has been refused: behind the same name, another may be the primary by now."""
+        """A write was refused. Close the connection: the host's name may lead to a new primary."""
         self.terminate()
 
 
 class LinkedConnection(Linked, Connection):
-    """One to one of several hosts."""
+    """A connection to one of several hosts."""
 
     @property
     def is_usable(self) -> bool:
@@ -86,9 +86,9 @@ class LinkedConnection(Linked, Connection):
 
 
 class Connector:
-    """Makes the connections to PostgreSQL, whose statements have names until a pooler loses one.
+    """Makes connections to PostgreSQL. Statements have names until a pooler loses one.
 
-    `connect` is one in the manner of asyncpg's.
+    `connect` has the signature of asyncpg.connect.
     """
 
     def __init__(self, connect: Callable[..., Awaitable[Any]]) -> None:
@@ -108,7 +108,7 @@ class Connector:
         return connection
 
     def go_without_names(self) -> None:
-        """A pooler has lost a statement that was prepared: name none from now on."""
+        """A pooler has lost a prepared statement: use unnamed ones from now on."""
         if self.may_name:
             self.may_name = False
             logger.warning(
@@ -118,22 +118,23 @@ class Connector:
 
 
 def create_engine(
-    asked: DatabaseURL, settings: Settings, *, is_patient: bool = False
+    asked: DatabaseURL, settings: Settings, *, has_timeout: bool = True
 ) -> AsyncEngine:
-    """An engine for a database, on SQLite for writing. If it is patient, a statement may take any
-    time.
+    """An engine for a database. On SQLite, it is the engine for writing.
+
+    Without a timeout, statements may run for any time.
     """
     url, arguments = asked.url, asked.arguments
     timeout = settings.database_statement_timeout
     if url.get_backend_name() == "sqlite":
-        return sqlite.create_engine(settings, url, None if is_patient else timeout)
+        return sqlite.create_engine(settings, url, timeout if has_timeout else None)
     has_several_hosts = "," in url.query.get("host", "")
     timeout = min(timeout, asked.statement_timeout or timeout)
     arguments = {
         "async_creator_fn": Connector(Hosts().connect if has_several_hosts else connect),
         "connection_class": LinkedConnection if has_several_hosts else Connection,
         "timeout": settings.database_connect_timeout,
-        "command_timeout": None if is_patient else timeout,
+        "command_timeout": timeout if has_timeout else None,
         **arguments,
     }
     engine = create_async_engine(
@@ -143,24 +144,24 @@ def create_engine(
         pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=POOL_GRACE,
-        # Whoever begins a transaction ends it, so that to give a connection back waits for nothing.
+        # Each user of a connection ends its own transaction, so returning it needs no round trip.
         pool_reset_on_return=None,
         connect_args=arguments,
     )
     event.listen(engine.sync_engine, "checkin", note_use)
     event.listen(engine.sync_engine, "checkout", discard_dead)
     if asked.search_path:
-        # A pooler forgets what a session has set, so each transaction sets it anew.
+        # A pooler forgets session settings, so each transaction sets the path again.
         command = set_search_path(asked.search_path)
         event.listen(engine.sync_engine, "begin", lambda begun: begun.exec_driver_sql(command))
     return engine
 
 
 def set_search_path(schemas: Iterable[str]) -> str:
-    """SQL that has names without a schema mean these, to the end of the transaction."""
+    """SQL that sets the search path to these schemas until the transaction ends."""
     return f"SET LOCAL search_path = {', '.join(map(quoted, schemas))}"
 
 
 def quoted(name: str) -> str:
-    """An SQL identifier."""
+    """The name as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'

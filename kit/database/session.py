@@ -1,5 +1,5 @@
 # [Task]: T108 [From]: specs/design.md
-"""The session of an endpoint, made only when it is used, and its type for reading."""
+"""The session of an endpoint, initialised on first use, and its read-only type."""
 
 import time
 from typing import Any, Protocol, overload
@@ -15,7 +15,7 @@ type AnySelect = CoreSelect[*tuple[Any, ...]]
 
 
 class ReadSession(Protocol):
-    """What may be done with a session that may be on a read replica: a write is a type error."""
+    """A session that only reads, perhaps from a replica. A write through it is a type error."""
 
     @overload
     async def exec[*Ts](self, statement: Select[*Ts]) -> TupleResult[tuple[*Ts]]: ...
@@ -30,10 +30,10 @@ class ReadSession(Protocol):
 
 
 class Session(AsyncSession):
-    """An AsyncSession whose `__init__` waits until something uses it; a Statement never does.
+    """An AsyncSession that calls `AsyncSession.__init__` on first use.
 
-    To make an AsyncSession takes a tenth of a GET, and most requests only run Statements, which
-    need the database alone. ORM work, a transaction or a connection finds an ordinary session.
+    That call costs a tenth of a GET, and most requests only run Statements, which need just the
+    database. For ORM work, transactions and connections it is an ordinary session.
     """
 
     def __init__(
@@ -41,14 +41,15 @@ class Session(AsyncSession):
     ) -> None:
         self.database = database
         self._reads = reads
-        # Where a Statement goes when the database, as a replica, fails it at once.
+        # The fallback of Statements if `database` is a replica that fails.
         self.primary = primary or database
-        # When its request began to wait for the database.
+        # When the request began to wait for the database.
         self.waiting_since = time.monotonic()
 
     def __getattr__(self, name: str) -> Any:
-        """Called for an attribute that is missing: all of SQLAlchemy's, until this calls its
-        `__init__`. `sync_session` is what that sets.
+        """Initialises the AsyncSession at the first access to one of its attributes.
+
+        Python calls this for missing attributes only. `sync_session` exists once initialised.
         """
         if "sync_session" in vars(self) or "database" not in vars(self):
             raise AttributeError(name)

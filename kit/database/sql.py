@@ -1,5 +1,5 @@
 # [Task]: T005 [From]: specs/requirements.md
-"""SQL that SQLAlchemy lacks, alike in every database: instants, their text, an order of texts."""
+"""SQL functions and types with the same results in every database: instants and text order."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from sqlalchemy.types import TypeEngine
 
 
 def utc_now() -> datetime:
-    """The present instant, UTC, to the microsecond."""
+    """The current time in UTC, to the microsecond."""
     return datetime.now(UTC)
 
 
@@ -42,10 +42,10 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 
 class advance(FunctionElement[datetime]):  # named like the SQL function it stands for
-    """SQL: `advance(now, before)` is `now`, or just after `before` where the clock is not past it.
+    """SQL: `advance(now, before)` is `now`, or just after `before` if `now` is not later.
 
-    So `updated_at` moves with every change, even when clocks of two workers disagree or changes
-    that waited for a row's lock are written out of order.
+    So `updated_at` moves with every change, even if the clocks of two workers differ or changes
+    that waited for a lock are written out of order.
     """
 
     type = UTCDateTime()
@@ -55,7 +55,7 @@ class advance(FunctionElement[datetime]):  # named like the SQL function it stan
 @compiles(advance, "postgresql")
 def _advance_postgresql(element: advance, compiler: SQLCompiler, **kw: Any) -> str:
     now, before = (compiler.process(clause, **kw) for clause in element.clauses)
-    # Immutable, unlike timestamptz + interval: Citus takes nothing else in a CASE.
+    # Citus accepts only IMMUTABLE functions in a CASE, and timestamptz + interval is not.
     after = f"timezone('UTC', timezone('UTC', {before}) + interval '1 microsecond')"
     return f"greatest({now}, {after})"
 
@@ -63,7 +63,7 @@ def _advance_postgresql(element: advance, compiler: SQLCompiler, **kw: Any) -> s
 @compiles(advance, "sqlite")
 def _advance_sqlite(element: advance, compiler: SQLCompiler, **kw: Any) -> str:
     now, before = (compiler.process(clause, **kw) for clause in element.clauses)
-    # SQLite's clock functions know milliseconds only: the next one, in UTCDateTime's text form.
+    # SQLite's time functions have milliseconds only. The result has UTCDateTime's text form.
     after = f"strftime('%Y-%m-%d %H:%M:%f', {before}, '+0.001 seconds') || '000'"
     return f"max({now}, {after})"
 
@@ -75,7 +75,7 @@ class RFC3339(TypeDecorator[str]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        # On SQLite it comes as the text that it is to be.
+        # On SQLite the value already is the text.
         return dialect.type_descriptor(String() if dialect.name == "sqlite" else self.impl_instance)
 
     def result_processor(
@@ -83,7 +83,7 @@ class RFC3339(TypeDecorator[str]):
         dialect: Dialect,
         coltype: object,  # noqa: ARG002  # A part of the interface.
     ) -> Callable[[datetime | None], str | None] | None:
-        # In place of process_result_value, around which SQLAlchemy puts a function of its own.
+        # Faster than process_result_value, which SQLAlchemy wraps in another function.
         return None if dialect.name == "sqlite" else _text_or_null
 
 
@@ -93,13 +93,13 @@ def _text_or_null(instant: datetime | None) -> str | None:
 
 def rfc3339_text(instant: datetime) -> str:
     """The instant as clients see it: UTC with six digits of a second."""
-    if instant.tzinfo is None:  # Infinity, to which asyncpg gives no zone.
+    if instant.tzinfo is None:  # PostgreSQL's infinity: asyncpg gives it no time zone.
         return ""
-    # Without its zone it is written in two thirds of the time.
+    # isoformat takes a third less time for a datetime without a zone.
     return f"{instant.astimezone(UTC).replace(tzinfo=None).isoformat('T', 'microseconds')}Z"
 
 
-# An instant in a model: a datetime in Python, and in JSON the text that clients see.
+# The type of an instant in a model: a datetime in Python, RFC 3339 text in JSON.
 Instant = Annotated[
     datetime,
     PlainSerializer(rfc3339_text, when_used="json"),
@@ -110,10 +110,11 @@ Instant = Annotated[
 class rfc3339(FunctionElement[str]):  # named as a SQL function would be
     """SQL: `rfc3339(instant)` is the instant as clients see it, UTC with six digits of a second.
 
-    Written by the database, which spares the service to take it apart and put it together again.
-    For the years 1 to 9999. What is no instant, PostgreSQL's infinity among it, is an empty text:
-    of that no client makes a date, while JavaScript makes 1970 of null. In a nullable column it is
-    NULL. (SQLite 3.40 takes IS NULL in a RETURNING to be false, so no CASE decides on that here.)
+    The database writes the text, which saves the service parsing and formatting. It is for the
+    years 1 to 9999. A value that is not an instant, such as PostgreSQL's infinity, becomes an empty
+    string: no client parses that as a date, while JavaScript parses null as 1970. In a nullable
+    column it becomes NULL. There is no CASE on IS NULL, because SQLite 3.40 evaluates IS NULL in
+    RETURNING as false.
     """
 
     type = String()
@@ -134,8 +135,8 @@ _UTC_DATE_TIME = "0000-00-00[ T]00:00:00.000000".replace("0", "[0-9]")
 @compiles(rfc3339, "sqlite")
 def _rfc3339_sqlite(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
     instant = compiler.process(element.clauses, **kw)
-    # UTCDateTime's form, or any other that SQLite understands, such as an older service may have
-    # written: its own function knows them, but only milliseconds, and makes NULL of any other text.
+    # UTCDateTime's form is used as it is. strftime converts other forms, which an older service may
+    # have written, with milliseconds only. It returns NULL for text that is not a time.
     return _never_null(
         element,
         f"CASE WHEN {instant} GLOB '{_UTC_DATE_TIME}' "
@@ -145,13 +146,15 @@ def _rfc3339_sqlite(element: rfc3339, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def _never_null(element: FunctionElement[str], written: str) -> str:
-    """An empty text for NULL, unless NULL is a value that the column may have."""
+    """An empty string instead of NULL, unless the column is nullable."""
     [instant] = element.clauses
     return written if getattr(instant, "nullable", False) else f"coalesce({written}, '')"
 
 
-class returned_rfc3339(FunctionElement[str]):  # as the SQL function of which it is a variant
-    """The same in a RETURNING, where the service writes it: Citus takes only what is immutable."""
+class returned_rfc3339(FunctionElement[str]):  # named like rfc3339
+    """The same for RETURNING. Python writes the text, since Citus accepts only IMMUTABLE functions
+    there.
+    """
 
     type = RFC3339()
     inherit_cache = True
@@ -168,9 +171,9 @@ def _returned_sqlite(element: returned_rfc3339, compiler: SQLCompiler, **kw: Any
 
 
 class code_points(FunctionElement[str]):  # named as a SQL function would be
-    """SQL: `code_points(text)` is the text, compared by the numbers of its characters.
+    """SQL: `code_points(text)` is the text, compared by the code points of its characters.
 
-    So a list has one order in every database, whatever its collation.
+    So a list has the same order in every database, whatever the collation.
     """
 
     type = String()
@@ -184,12 +187,12 @@ def _code_points_postgresql(element: code_points, compiler: SQLCompiler, **kw: A
 
 @compiles(code_points, "sqlite")
 def _code_points_sqlite(element: code_points, compiler: SQLCompiler, **kw: Any) -> str:
-    # SQLite compares so by itself.
+    # SQLite does this by default.
     return compiler.process(element.clauses, **kw)
 
 
-class unless_key_is_known(SyntaxExtension, ClauseElement):  # read in a statement as SQL's words are
-    """SQL: to an INSERT of a task with a key that the user has used, the task that has it."""
+class unless_key_is_known(SyntaxExtension, ClauseElement):  # named as a SQL clause would be
+    """SQL: makes an INSERT return the existing task if the user has used its key before."""
 
     inherit_cache = True
 
@@ -199,7 +202,7 @@ class unless_key_is_known(SyntaxExtension, ClauseElement):  # read in a statemen
 
 @compiles(unless_key_is_known)
 def _unless_key_is_known(*_arguments: Any, **_options: Any) -> str:
-    # To change nothing is the one way to have a row returned that was there already.
+    # RETURNING includes an existing row only if the upsert updates it, so this changes nothing.
     return (
         "ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL "
         "DO UPDATE SET idempotency_key = task.idempotency_key"

@@ -1,8 +1,8 @@
 # [Task]: T080 [From]: specs/requirements.md
-"""SQLite: connections whose statements end in time, and how a single statement is run on them.
+"""SQLite: connections with a statement timeout, and the execution of single statements.
 
-A short read runs at once, in the event loop's thread. What takes longer, and every write, runs in
-a thread (specs/decisions.md, D48). Sessions use the same class of connections through aiosqlite.
+A short read runs in the event loop's thread. Longer reads and all writes run in other threads
+(specs/decisions.md, D48). Sessions use the same connection class through aiosqlite.
 """
 
 import asyncio
@@ -25,31 +25,31 @@ from kit.database.gate import Gate
 from kit.database.search import sqlite_contains
 from settings import Settings
 
-# Seconds that a read may take in the event loop's thread, where all others wait for it.
+# Seconds that a read may take in the event loop's thread, where it blocks all other requests.
 AT_ONCE = 0.005
-# Connections for longer reads. Threads compete for the interpreter's lock: more of them are slower.
+# Connections for longer reads. More threads would be slower, since they compete for the GIL.
 READERS = 3
 # Seconds to wait for another process that creates the same file.
-CREATION_PATIENCE = 1.0
-# SQLite looks at the clock after so many of its instructions, some microseconds.
+CREATION_TIMEOUT = 1.0
+# SQLite checks the deadline every so many instructions, which take some microseconds.
 _INSTRUCTIONS = 1000
 
 
 class Connection(sqlite3.Connection):
-    """A connection to a file whose statements end within `limit` seconds, if that is not None.
+    """A connection whose statements are interrupted after `limit` seconds; None means no limit.
 
-    `set_up` is called before its first statement.
+    `set_up` must be called before the first statement.
     """
 
     def __init__(
         self, path: str, *, limit: float | None, reads_only: bool = False, **options: Any
     ) -> None:
-        # SQLite gives -wal and -shm the mode of the file. Only a new file is opened here: to close
-        # a file releases all locks that this process has on it.
+        # A new file is created with mode 0600, which SQLite copies to -wal and -shm. An existing
+        # file is not opened: closing it would release all locks of this process on it.
         with contextlib.suppress(OSError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
         super().__init__(path, **{**options, "check_same_thread": False})
-        # Set to end its statement, in whatever thread that runs.
+        # Any thread may set it. It ends the running statement.
         self.is_abandoned = False
         self._limit = float("inf") if limit is None else limit
         self._deadline = float("inf")
@@ -68,7 +68,7 @@ class Connection(sqlite3.Connection):
         return super().cursor(factory or _Cursor)
 
     def commit(self) -> None:
-        self._deadline = float("inf")  # A COMMIT that has begun is not cut off.
+        self._deadline = float("inf")  # A COMMIT must not be interrupted.
         super().commit()
 
     def rollback(self) -> None:
@@ -94,12 +94,12 @@ class Connection(sqlite3.Connection):
         self._is_set_up = True
 
     def _use_wal(self) -> None:
-        deadline = time.monotonic() + CREATION_PATIENCE
+        deadline = time.monotonic() + CREATION_TIMEOUT
         while True:
             try:
                 self.execute("PRAGMA journal_mode = WAL")
             except sqlite3.OperationalError as error:
-                # Another process creates the same file. SQLite does not wait for this by itself.
+                # Another process creates the same file. SQLite's busy timeout does not cover that.
                 if not is_sqlite(error, sqlite3.SQLITE_BUSY) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
@@ -118,7 +118,7 @@ class _Cursor(sqlite3.Cursor):
         self.connection.start_clock()
         return super().executemany(*arguments)
 
-    # Whoever reads a result part by part may take longer.
+    # The limit applies to each fetch, so that a result read in parts may take longer in total.
 
     def fetchone(self) -> Any:
         self.connection.start_clock()
@@ -130,7 +130,7 @@ class _Cursor(sqlite3.Cursor):
 
 
 def _open(path: str, **options: Any) -> Connection:
-    """A connection that is set up, for aiosqlite, which calls this in a thread."""
+    """A connection that is set up. aiosqlite calls this in a thread."""
     connection = Connection(path, **options)
     try:
         connection.set_up()
@@ -140,25 +140,23 @@ def _open(path: str, **options: Any) -> Connection:
     return connection
 
 
-def patience(settings: Settings) -> float:
-    """Seconds that a request waits for its turn; there is no server to connect to."""
+def turn_timeout(settings: Settings) -> float:
+    """Seconds that a request waits for its turn: both timeouts, as SQLite has no server."""
     return settings.database_pool_timeout + settings.database_connect_timeout
 
 
 def create_engine(
     settings: Settings, url: URL, limit: float | None, *, reads_only: bool = False
 ) -> AsyncEngine:
-    """An engine for sessions. SQLite has one writer at a time, so an engine for writing has one
-    connection.
-    """
+    """An engine for sessions. For writing it has one connection, since SQLite has one writer."""
     engine = create_async_engine(
         url,
         hide_parameters=True,
         poolclass=AsyncAdaptedQueuePool,
         pool_size=READERS if reads_only else 1,
         max_overflow=0,
-        pool_timeout=patience(settings),
-        # Whoever begins a transaction ends it.
+        pool_timeout=turn_timeout(settings),
+        # Each session ends its own transaction, so nothing is left to reset.
         pool_reset_on_return=None,
         connect_args={
             "factory": partial(_open, limit=limit, reads_only=reads_only),
@@ -174,8 +172,8 @@ def create_engine(
 def _begin_in_time(
     connection: SyncConnection, cursor: Any, statement: str, *_arguments: object
 ) -> None:
-    # sqlite3 begins a transaction before what writes, which it knows by the first word. Behind a
-    # WITH it sees none, and a savepoint without a transaction around it is committed on its own.
+    # sqlite3 begins a transaction if the first word is that of a write, but not behind WITH. A
+    # SAVEPOINT outside a transaction would be committed by its RELEASE.
     driver = cast(Any, connection.connection.driver_connection)
     word = statement.split(maxsplit=1)[0].upper()
     if word in ("WITH", "SAVEPOINT") and not driver.in_transaction:
@@ -183,20 +181,20 @@ def _begin_in_time(
 
 
 def _discard_broken(context: ExceptionContext) -> None:
-    """Open the file anew after it was found damaged: another may take its place."""
+    """Reopen the file after it was found damaged: it may have been replaced."""
     error = context.original_exception
     if is_sqlite(error, *BROKEN):
         context.is_disconnect = True
 
 
 def _interrupt(connection: Any, *_: object) -> None:
-    """End the statement of a session whose request has been cancelled."""
+    """Interrupt the statement of a session whose request was cancelled."""
     with contextlib.suppress(StopIteration, ValueError):
         connection.driver_connection.interrupt().send(None)
 
 
 async def add_functions(connection: AsyncConnection) -> None:
-    """Give the function of search.py to a connection of whatever engine."""
+    """Register the function of search.py on a connection of any engine."""
     if "contains" not in connection.info:
         raw = await connection.get_raw_connection()
         driver = cast(Any, raw.driver_connection)
@@ -205,7 +203,7 @@ async def add_functions(connection: AsyncConnection) -> None:
 
 
 class File:
-    """The file of an SQLite database, for single statements. Each is its own transaction."""
+    """An SQLite file, for statements that are their own transactions."""
 
     def __init__(self, settings: Settings, url: URL) -> None:
         path = os.path.abspath(str(url.database))
@@ -220,12 +218,15 @@ class File:
         self._connect = partial(Connection, path, limit=AT_ONCE, reads_only=True, **options)
         self._connection: Connection | None = None
         self._threads = threads
-        self._gate = Gate(READERS, patience(settings))
+        self._gate = Gate(READERS, turn_timeout(settings))
         # For sessions that only read.
         self.reading_engine = create_engine(settings, url, limit, reads_only=True)
 
     async def read(self, sql: str, *arguments: Any) -> list[Any]:
-        """Raises sqlite3.Error, or DatabaseUnavailable if too many other reads take long."""
+        """The rows of a SELECT.
+
+        Raises sqlite3.Error, or DatabaseUnavailable if too many long reads are running.
+        """
         if self._connection is None:
             self._connection = self._connect()
         try:
@@ -240,11 +241,11 @@ class File:
             return await self._reading.fetch(sql, arguments)
 
     async def write(self, sql: str, *arguments: Any) -> list[Any]:
-        """Raises sqlite3.Error."""
+        """The rows that a write returns. Raises sqlite3.Error."""
         return await self._writing.fetch(sql, arguments)
 
     async def close(self) -> None:
-        """Statements that still run are given up."""
+        """Interrupt running statements and close all connections."""
         await self.reading_engine.dispose()
         lanes = (self._reading, self._writing)
         for lane in lanes:
@@ -257,7 +258,7 @@ class File:
 
 
 class _Lane:
-    """Connections of one kind, whose statements run in threads."""
+    """A pool of connections of one kind. Their statements run in threads."""
 
     def __init__(self, connect: Callable[[], Connection], threads: ThreadPoolExecutor) -> None:
         self._connect = connect
@@ -266,7 +267,7 @@ class _Lane:
         self._idle: list[Connection] = []
 
     async def fetch(self, sql: str, arguments: tuple[Any, ...]) -> list[Any]:
-        """Rows of a statement. It is given up when its task is cancelled."""
+        """The rows of a statement. Cancelling the task interrupts the statement."""
         if self._idle:
             connection = self._idle.pop()
         else:
@@ -278,7 +279,7 @@ class _Lane:
             rows = await asyncio.shield(running)
         except BaseException:
             connection.is_abandoned = True
-            # At once, or when the thread has noticed.
+            # Called when the thread has ended the statement.
             running.add_done_callback(partial(self._discard, connection))
             raise
         self._idle.append(connection)

@@ -1,7 +1,7 @@
 # [Task]: T023 [From]: specs/requirements.md
-"""How the `task` table comes to be, and how it is tied to Better Auth's `"user"` table.
+"""Applies migrations to the `task` table and links it to Better Auth's `"user"` table.
 
-What the tables hold is in models.py.
+models.py defines the tables.
 """
 
 import asyncio
@@ -28,34 +28,34 @@ from kit.errors import DatabaseUnavailable
 
 logger = logging.getLogger("tasks.tables")
 
-# Seconds between attempts to reach a database that was not there at the start.
+# Seconds between attempts to reach a database that was down at the start.
 START_RETRY_INTERVAL = 0.5
-# Seconds between attempts at a migration that fails by a bug: a later release may mend it.
+# Seconds between attempts at a migration that raises an unexpected error.
 BUG_RETRY_INTERVAL = 30.0
-# Seconds between attempts where the database refuses: until somebody mends it.
+# Seconds between attempts at a migration that the database refuses, until an operator acts.
 REFUSED_RETRY_INTERVAL = 30.0
-# Seconds between looks for Better Auth's table, while there are requests; and once the foreign key
-# to it has been refused again and again.
+# Seconds between checks for Better Auth's table while requests come. The interval doubles up to the
+# longest one each time the database refuses the foreign key.
 OWNERS_LOOK_INTERVAL = 5.0
 LONGEST_LOOK_INTERVAL = 3600.0
-# Seconds the start waits for the tables; they may take longer while requests get 503.
+# Seconds the start waits for the migrations. After that, requests get 503 until they are applied.
 START_PATIENCE = 3.0
-# Seconds after which an upgrade is given up, rolled back and begun anew.
+# Seconds after which an upgrade is rolled back and started again.
 UPGRADE_TIMEOUT = 600.0
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
-# In which Alembic keeps what the database has. Of its own name: another application in the same
-# database may use Alembic too.
+# Alembic's version table. It has its own name, since another application in the same database may
+# use Alembic too.
 VERSION_TABLE = "task_schema"
 
 
 def versions() -> list[str]:
-    """The migrations there are, by number, oldest first; known without Alembic."""
+    """The numbers of all migrations, oldest first. It does not import Alembic."""
     return sorted(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/[0-9]*.py"))
 
 
 async def keep_tables(database: Database) -> None:
-    """Bring the tables up to date: now if that is quick, else in the background until done."""
+    """Migrate the tables. Waits up to START_PATIENCE; the rest runs in the background."""
     tables = _Tables(database)
     database.in_background(tables.keep())
     with suppress(TimeoutError):
@@ -63,17 +63,17 @@ async def keep_tables(database: Database) -> None:
 
 
 class TablesRefused(Exception):
-    """The tables can't be brought up to date. The text says why, and what to do about it."""
+    """The tables can't be migrated. The text says why and what to do."""
 
 
 async def upgrade_tables(database: Database) -> None:
-    """Apply the migrations that the database lacks, in one transaction, one process at a time.
+    """Apply missing migrations in one transaction, in one process at a time.
 
     Raises DatabaseUnavailable or TablesRefused.
     """
     *older, newest = versions()
     with database.watched(), migration_errors(database.setting):
-        # Most starts find nothing to do, for which they need not wait for each other.
+        # Most starts have nothing to migrate, so the first check takes no lock.
         async with database.engine.connect() as connection:
             version = await _version(connection, database.schema)
             await _warn_of_encoding(connection)
@@ -89,14 +89,14 @@ async def upgrade_tables(database: Database) -> None:
 
 @contextmanager
 def migration_errors(setting: str = "DATABASE_URL") -> Iterator[None]:
-    """Around migrations: raise TablesRefused for what will not mend itself."""
+    """Inside, errors that a retry can't fix are raised as TablesRefused."""
     try:
         yield
     except DBAPIError as error:
         meant = service_error(error, setting)
         state = getattr(driver_error(error), "sqlstate", None)
         lacks_privilege = state in ("42501", "3F000")
-        # 0A000: what refers to the table, such as a view, hinders its change.
+        # 0A000: an object that refers to the table, such as a view, prevents its change.
         if isinstance(meant, DatabaseUnavailable) and not lacks_privilege and state != "0A000":
             raise
         reason = meant if lacks_privilege else describe(error)
@@ -104,7 +104,7 @@ def migration_errors(setting: str = "DATABASE_URL") -> Iterator[None]:
 
 
 async def _version(connection: AsyncConnection, schema: str | None) -> str | None:
-    # Asked without Alembic, whose import takes longer than the rest of a start.
+    # Alembic is not used: its import takes longer than the rest of a start.
     found = (
         await connection.execute(text(_VERSION_TABLE[connection.dialect.name]), {"schema": schema})
     ).one_or_none()
@@ -124,7 +124,7 @@ async def _version(connection: AsyncConnection, schema: str | None) -> str | Non
     return version
 
 
-# It counts where the table task is, which may be in any schema of the search path.
+# Finds the version table in the schema of the table task, which may be any of the search path.
 _VERSION_TABLE = {
     "postgresql": """
         SELECT nspname AS schema, (
@@ -157,9 +157,9 @@ async def _warn_of_encoding(connection: AsyncConnection) -> None:
 
 
 def enter_schema_of_task(connection: Connection) -> str | None:
-    """Have new tables made where the table task is, until the transaction ends.
+    """Put the schema of the table task first in the search path until the transaction ends.
 
-    The name of that schema; None on SQLite, or if there is no such table.
+    Returns the name of that schema; None on SQLite, or if there is no such table.
     """
     if connection.dialect.name != "postgresql":
         return None
@@ -189,15 +189,15 @@ def _upgrade(connection: Connection) -> None:
 
 
 class LinkRefused(Exception):
-    """PostgreSQL does not let the foreign key be added. The message says what is missing."""
+    """PostgreSQL refuses the foreign key. The message says what is missing."""
 
 
 async def link_owners(database: Database) -> bool:
-    """Have Better Auth's deletion of a user delete the user's tasks; False while that can't be.
+    """Add the foreign key by which Better Auth's deletion of a user deletes the user's tasks.
 
-    That is a foreign key, in place of one that would hinder the deletion. Tasks that already belong
-    to nobody are reported and left alone. PostgreSQL only. It takes its turn at the gate like a
-    request. Raises DatabaseUnavailable or LinkRefused.
+    Returns False if that is not possible yet. An existing foreign key that does not cascade is
+    replaced. Tasks without a user are reported and left alone. PostgreSQL only. It waits at the
+    gate like a request. Raises DatabaseUnavailable or LinkRefused.
     """
     async with database.gate:
         with database.watched():
@@ -207,7 +207,7 @@ async def link_owners(database: Database) -> bool:
                     return change is not None
                 if not await connection.scalar(select(func.pg_try_advisory_xact_lock(TABLES_LOCK))):
                     return False
-                # Asked once more, now that nobody else can be at it.
+                # Checked again with the lock held.
                 change = await connection.scalar(text(_OWNER_LINK))
                 if change in (None, "linked"):
                     return change is not None
@@ -228,14 +228,14 @@ async def _change(connection: AsyncConnection, change: str) -> None:
                     "the database user of this service lacks the privilege to refer to it: "
                     'GRANT REFERENCES ON "user" TO that user'
                 ) from error
-            case "55P03":  # Somebody has locked it just now.
+            case "55P03":  # The table is locked just now.
                 raise
             case _:
                 raise LinkRefused(f"PostgreSQL refuses it ({describe(error)})") from error
 
 
 async def _report_orphans(database: Database) -> None:
-    # After the locks have been released, and not for long: requests may be waiting.
+    # It runs after the locks are released and with a short timeout: requests may be waiting.
     try:
         async with database.gate:
             with database_errors():
@@ -250,7 +250,7 @@ async def _report_orphans(database: Database) -> None:
 
 
 class _Tables:
-    """What is still to be done for the tables, while the service runs."""
+    """The background work on the tables while the service runs."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -266,8 +266,8 @@ class _Tables:
         self._database.tables_ready = True
         self._database.mark_up()
         if self._database.is_postgresql:
-            # Better Auth's migration may come later. An answer shows that the database is awake, so
-            # that looking then wakes no suspended one.
+            # Better Auth's migration may come later. Right after an answer the database is awake,
+            # so the check wakes no suspended database.
             self._database.after_answer.append(self._look_again)
             await self._link_owners()
             while not await self._done(make_indexes):
@@ -275,7 +275,7 @@ class _Tables:
         self.tried.set()
 
     async def _done(self, work: Callable[[Database], Awaitable[None]]) -> bool:
-        """Whether it is; if not, after a while in which the reason may have gone."""
+        """Run it and return whether it succeeded. After a failure, sleep before returning False."""
         try:
             await work(self._database)
         except DatabaseUnavailable:
@@ -295,13 +295,13 @@ class _Tables:
         return False
 
     async def _link_owners(self) -> None:
-        self._next_look = float("inf")  # Nobody else need look meanwhile.
+        self._next_look = float("inf")  # No second check meanwhile.
         try:
             if await link_owners(self._database):
                 self._database.after_answer.remove(self._look_again)
             self._look_interval = OWNERS_LOOK_INTERVAL
         except DatabaseUnavailable:
-            pass  # The log has told.
+            pass  # Already logged as an outage.
         except LinkRefused as error:
             self._look_interval = min(2 * self._look_interval, LONGEST_LOOK_INTERVAL)
             if str(error) != self._refusal:
@@ -319,8 +319,8 @@ class _Tables:
             self._database.in_background(self._link_owners())
 
 
-# The ALTER TABLE that is called for, 'linked' if none is, NULL while there is no table that fits:
-# its id must be text, as `user_id` is, and unique. NOT VALID: rows whose user is gone may stay.
+# The ALTER TABLE to run, 'linked' if the foreign key exists, NULL if there is no suitable table:
+# its id must be unique and of type text, like `user_id`. NOT VALID lets rows without a user stay.
 _OWNER_LINK = """
     WITH owner AS (
         SELECT a.attrelid

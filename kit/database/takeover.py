@@ -1,8 +1,8 @@
 # [Task]: T085 [From]: specs/requirements.md
-# ruff: noqa: S608  # The names in these statements are those of migrations.
-"""A table that was there before this service: whether it is of the same design, and its mending.
+# ruff: noqa: S608  # The names in these statements come from migrations.
+"""Takes over a table of an earlier service: checks that it fits, then adapts it.
 
-Everything is compared before anything is changed. A table that does not fit is left alone.
+It checks everything before it changes anything. A table that does not fit is left alone.
 """
 
 import re
@@ -37,10 +37,10 @@ def take_over(
     later: Sequence[Column[Any]] = (),
     fills: Mapping[str, str] | None = None,
 ) -> bool:
-    """Mend a table of an earlier service so that it has these columns; False if there is no table.
+    """Adapt an existing table so that it has these columns. Returns False if there is no table.
 
-    `later` are columns of later migrations, which the table may have already. `fills` has the SQL
-    that replaces NULL, by column. Raises TablesRefused before it has changed anything.
+    `later` are columns of later migrations, which the table may already have. `fills` maps columns
+    to the SQL that replaces NULL in them. Raises TablesRefused before it changes anything.
     """
     kind = _PostgreSQLTable if connection.dialect.name == "postgresql" else _SQLiteTable
     table = kind(connection, name)
@@ -62,7 +62,7 @@ class _Found(NamedTuple):
     type: str
     not_null: bool
     default: str | None
-    # Set for a column that takes no value, or compares its values in a way of its own.
+    # Why the column can't be used, if it is generated or has a collation of its own.
     oddity: str = ""
 
 
@@ -74,7 +74,7 @@ def _problems(
 ) -> Iterator[str]:
     yield from table.oddities()
     if not table.columns:
-        return  # A relation of another kind.
+        return  # Not an ordinary table.
     for column in columns:
         found = table.columns.get(column.name)
         if found is None:
@@ -95,7 +95,7 @@ def _problems(
 
 
 class _Table:
-    """What a database has under a name. `columns` is empty unless it is an ordinary table."""
+    """The relation that a database has under a name. `columns` is empty if it is no table."""
 
     exists: bool
     name: str
@@ -105,11 +105,11 @@ class _Table:
         self._connection = connection
 
     def oddities(self) -> Iterator[str]:
-        """What keeps the service from using the table, apart from its columns."""
+        """Reasons other than columns why the service can't use the table."""
         raise NotImplementedError
 
     def unfit(self, column: Column[Any], found: _Found) -> str:
-        """Why the column can't be made what is needed; empty if it can."""
+        """Why the column can't be adapted; empty if it can."""
         raise NotImplementedError
 
     def mend(self, columns: Sequence[Column[Any]], fills: Mapping[str, str]) -> None:
@@ -133,7 +133,7 @@ class _Table:
                 self._run(f"UPDATE {self.name} SET {name} = {value} WHERE {name} IS NULL")
 
     def _default(self, column: Column[Any]) -> str | None:
-        """The SQL of a default that rows get where an INSERT names no value."""
+        """The SQL of the column's server default, if it has one."""
         if not isinstance(column.server_default, DefaultClause):
             return None
         value = column.server_default.arg
@@ -188,7 +188,7 @@ class _PostgreSQLTable(_Table):
 
 
 def _pg_type(wanted: TypeEngine[Any], found: str) -> str | None:
-    """The type to change a column to: empty if it can stay, None if it can't be changed."""
+    """The type to change a column to. Empty if it can stay, None if it can't be changed."""
     match wanted:
         case BigInteger():
             return {"bigint": "", "integer": "bigint", "smallint": "bigint"}.get(found)
@@ -226,7 +226,7 @@ _PG_COLUMNS = """
     WHERE pg_class.oid = :oid AND relkind = 'r' AND attnum > 0 AND NOT attisdropped
     ORDER BY attnum
 """
-# The one foreign key that may be there is the owner's, to Better Auth's users.
+# The only foreign key that is allowed is user_id's, to Better Auth's users.
 _PG_ODDITIES = """
     WITH t AS (SELECT * FROM pg_class WHERE oid = :oid), key AS (
         SELECT attnum FROM t JOIN pg_attribute ON attrelid = t.oid AND attname = 'id'
@@ -277,7 +277,7 @@ _PG_SEQUENCE = """
 
 
 class _SQLiteTable(_Table):
-    """SQLite stores any value in any column, so that the values are looked at, too."""
+    """SQLite stores any value in any column, so this checks the values, too."""
 
     def __init__(self, connection: Connection, name: str) -> None:
         super().__init__(connection)
@@ -298,7 +298,7 @@ class _SQLiteTable(_Table):
         if self._kind != "table":
             yield f"it is {self._kind}"
             return
-        # What no pragma tells is looked for in the SQL that made the table.
+        # No pragma shows these, so look for them in the SQL of the table.
         sql = re.sub(_SQLITE_BOOLEAN_CHECK, "", self._sql, flags=re.IGNORECASE)
         for words, meaning in _SQLITE_ODD_WORDS.items():
             if re.search(words, sql, re.IGNORECASE):
@@ -328,7 +328,7 @@ class _SQLiteTable(_Table):
             self._rebuild(columns)
 
     def _instants(self, name: str) -> list[dict[str, object]] | None:
-        """Times in another form than this service's, brought into that; None if any is no time."""
+        """Times in other forms, converted to this service's form. None if a value is no time."""
         form = "0000-00-00 00:00:00.000000".replace("0", "[0-9]")
         others = f"SELECT rowid, {name} FROM {self.name} WHERE {name} NOT GLOB '{form}'"
         try:
@@ -363,7 +363,7 @@ class _SQLiteTable(_Table):
         new.create(self._connection)
         names = ", ".join(f'"{column.name}"' for column in new.columns)
         indexes = list(self._connection.scalars(text(_SQLITE_INDEXES), {"name": self.name}))
-        # Views name the table, which is away for a moment.
+        # Otherwise a view on the table would make the renaming fail.
         self._run("PRAGMA legacy_alter_table = ON")
         self._run(f"INSERT INTO {new.name} ({names}) SELECT {names} FROM {self.name}")
         self._run(f"DROP TABLE {self.name}")
@@ -379,7 +379,7 @@ def _in_utc(instant: datetime) -> str:
     return instant.isoformat(" ", "microseconds")
 
 
-# What a column may be declared as, and what each of its values must be.
+# By type: what the declaration must contain, and the condition on each value.
 _SQLITE_TYPES = {
     BigInteger: ("INT", "typeof({}) = 'integer'"),
     Text: (_TEXT := "CHAR|CLOB|TEXT", _IS_TEXT := "typeof({}) = 'text'"),
@@ -388,7 +388,7 @@ _SQLITE_TYPES = {
     DateTime: ("TIME|TEXT", _IS_TEXT),
     LargeBinary: ("BLOB", "typeof({}) = 'blob'"),
 }
-# As SQLAlchemy made them once.
+# The constraint that older versions of SQLAlchemy made for a Boolean.
 _SQLITE_BOOLEAN_CHECK = r"CHECK \(completed IN \(0, 1\)\)"
 _SQLITE_ODD_WORDS = {
     r"\bCHECK\b": "it has a constraint CHECK",

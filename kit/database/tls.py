@@ -1,5 +1,5 @@
 # [Task]: T095 [From]: specs/requirements.md
-"""TLS to the database: what a URL's parameters ask for, and connecting so."""
+"""TLS to the database: reads a URL's TLS parameters and connects with them."""
 
 import asyncio
 import ssl
@@ -10,25 +10,25 @@ from typing import Any
 import asyncpg
 
 MODES = ("disable", "allow", "prefer", "require", "no-verify", "verify-ca", "verify-full")
-# How other drivers write `ssl`.
+# Values of `ssl` that other drivers use.
 _SYNONYMS = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
 
-# What to pass to asyncpg as `ssl`: each in turn, until one of them connects.
+# Values for asyncpg's `ssl`. They are tried in turn until one connects.
 type Attempts = tuple[SSLContext | bool, ...]
 
 
 class BadTLS(ValueError):
-    """Parameters that can't be followed. The message goes on after the setting's name."""
+    """TLS parameters can't be used. The message continues a sentence after the setting's name."""
 
 
 class NoTLS(ConnectionError):
-    """The server does not speak TLS, and the URL insists on it."""
+    """The URL requires TLS and the server does not support it."""
 
 
 def tls_attempts(parameters: Mapping[str, str], default: str) -> Attempts:
-    """What sslmode, ssl, sslrootcert, sslcert, sslkey and channel_binding ask for.
+    """The attempts for sslmode, ssl, sslrootcert, sslcert, sslkey and channel_binding.
 
-    `default` is the mode of a URL that names none. Raises BadTLS.
+    `default` is the mode if the URL names none. Raises BadTLS.
     """
     mode = _mode(parameters, default)
     certificates = _certificates(parameters)
@@ -66,7 +66,7 @@ def _mode(parameters: Mapping[str, str], default: str) -> str:
         case "prefer" | "disable":
             return mode
         case "require":
-            # asyncpg can't bind channels. Full verification rules out a man in the middle as well.
+            # asyncpg does not support channel binding. Full verification prevents the same attack.
             if named and mode in ("disable", "allow", "prefer", "no-verify"):
                 raise BadTLS(
                     f"asks for {name}={mode} and channel_binding=require, "
@@ -98,10 +98,10 @@ def _context(
             "sslrootcert is not a readable file of certificates",
             lambda: ssl.create_default_context(cafile=root),
         )
-        # libpq does not ask for what PostgreSQL's manual does not put into a certificate.
+        # libpq does not check this either, and certificates made by PostgreSQL's manual would fail.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if certificates is not None:
-        # Never a prompt: a key with a passphrase is refused.
+        # Without `password`, OpenSSL would prompt for a passphrase.
         _loaded(
             "sslcert and sslkey are not a readable certificate and its key, without a passphrase",
             lambda: context.load_cert_chain(*certificates, password=""),
@@ -117,10 +117,9 @@ def _loaded[T](refusal: str, load: Callable[[], T]) -> T:
 
 
 async def connect(*arguments: Any, ssl: Attempts, **options: Any) -> Any:
-    """As asyncpg.connect, with one attempt after the other. Raises what that raises, and NoTLS.
+    """Like asyncpg.connect, but tries several values of `ssl`. Raises NoTLS in addition.
 
-    asyncpg's own sslmode=prefer looks for certificates in the home directory, and fails where that
-    belongs to another user.
+    asyncpg's own sslmode=prefer reads certificates in the home directory, and fails if it may not.
     """
     async with asyncio.timeout(options["timeout"]):
         *attempts, last = ssl
@@ -137,7 +136,7 @@ async def _connect(*arguments: Any, ssl: SSLContext | bool, **options: Any) -> A
     try:
         return await asyncpg.connect(*arguments, ssl=ssl, **options)
     except ConnectionError as error:
-        # asyncpg's own, raised in the negotiation; a refused connection is of a subclass.
+        # asyncpg raises this very class if the server refuses TLS. Network errors are subclasses.
         if ssl and type(error) is ConnectionError:
             raise NoTLS(str(error)) from error
         raise
@@ -147,7 +146,7 @@ def _is_of_tls(error: Exception) -> bool:
     """Whether another attempt, with TLS or without, may succeed."""
     match error:
         case ConnectionError():
-            # What asyncpg says when the negotiation has come to its end.
+            # asyncpg's words when the TLS negotiation fails.
             return "SSL" in str(error) or "TLS" in str(error)
         case asyncpg.InvalidPasswordError():
             return False

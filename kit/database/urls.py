@@ -1,7 +1,7 @@
 # [Task]: T009 [From]: specs/design.md
-"""What a database URL asks for: the driver's own form of it, its hosts, schemas and limits.
+"""Parses a database URL into the driver's arguments: hosts, schemas and timeouts.
 
-TLS is in tls.py. Connections are made in pool.py.
+tls.py reads the TLS parameters. pool.py makes the connections.
 """
 
 import ipaddress
@@ -15,34 +15,34 @@ from sqlalchemy.exc import ArgumentError
 from kit.database.tls import BadTLS, tls_attempts
 from settings import SettingsError
 
-# Seconds: a longer connect_timeout would keep requests waiting for longer than they may.
+# Seconds. A longer connect_timeout would make requests wait too long.
 LONGEST_CONNECT_TIMEOUT = 5.0
 
 
 class BadURL(ValueError):
-    """A database URL can't be used. The message goes on after the setting's name."""
+    """A database URL can't be used. The message continues a sentence after the setting's name."""
 
 
 class DatabaseURL(NamedTuple):
-    """What a database URL asks for."""
+    """A parsed database URL."""
 
-    # In the driver's form.
+    # For SQLAlchemy's create_async_engine.
     url: URL
     # For the driver's `connect`.
     arguments: dict[str, Any]
-    # The table `task` is in the first of these schemas; none: wherever the server looks by itself.
+    # The table `task` is in the first of these schemas. Empty for the server's own search path.
     search_path: tuple[str, ...] = ()
     # Seconds that one statement may take, if the URL says so.
     statement_timeout: float | None = None
-    # Parameters without a meaning here.
+    # Parameters that have no effect here.
     ignored: tuple[str, ...] = ()
 
 
 def read_url(text: str, target: str = "read-write", setting: str = "DATABASE_URL") -> DatabaseURL:
-    """What a URL asks for, in the forms that Neon, Heroku, libpq, Prisma or a person writes.
+    """Parse a URL in the forms that Neon, Heroku, libpq, Prisma and people write.
 
-    `target` is the target_session_attrs of several hosts whose URL says nothing of it. Raises
-    SettingsError, which names the setting and never quotes the URL.
+    `target` is the default of target_session_attrs for several hosts. Raises SettingsError, which
+    names the setting and never quotes the URL.
     """
     try:
         return _read(_unwrapped(text), target)
@@ -51,7 +51,7 @@ def read_url(text: str, target: str = "read-write", setting: str = "DATABASE_URL
 
 
 def _unwrapped(text: str) -> str:
-    """The URL without what a console prints or a shell wants around it."""
+    """The URL without a `psql` command or quotes around it."""
     text = re.sub(r"^psql\s+", "", text.strip())
     if text[:1] in ("'", '"') and text[-1:] == text[:1]:
         text = text[1:-1].strip()
@@ -105,7 +105,7 @@ def _sqlite_url(url: URL) -> URL:
 
 
 def place(url: URL) -> str:
-    """The driver's URL as the log may show it: without password and parameters."""
+    """A URL for the log, without its password and parameters."""
     hosts = url.query.get("host", "")
     if not isinstance(hosts, str) or "," not in hosts:
         return url.set(query={}).render_as_string()
@@ -115,11 +115,11 @@ def place(url: URL) -> str:
         for host, port in zip(hosts.split(","), ports, strict=True)
     )
     shown = url.set(host=several, query={}).render_as_string()
-    return shown.replace(f"[{several}]", several)  # It takes that for one IPv6 address.
+    return shown.replace(f"[{several}]", several)  # SQLAlchemy takes the list for an IPv6 address.
 
 
 def _without_host_list(url: str) -> tuple[str, str | None]:
-    """The URL without a list of hosts, which SQLAlchemy can't read, and that list, if any."""
+    """The URL without its list of hosts, which SQLAlchemy can't parse, and that list, if any."""
     found = _HOST_LIST.match(url)
     return (url[: found.start(1)] + url[found.end(1) :], found[1]) if found else (url, None)
 
@@ -133,7 +133,7 @@ def _postgresql(url: URL, listed: str | None, target: str, text: str) -> Databas
         raise BadURL("has a placeholder in place of its password: put that there")
     options = _Options(query.get("options", ""))
     arguments: dict[str, Any] = {
-        # Of several hosts, the one that is furthest away decides.
+        # TLS is optional only if all hosts are local.
         "ssl": tls_attempts(query, "prefer" if all(map(_is_local, hosts)) else "require"),
         "server_settings": {
             "application_name": query.get("application_name", "task-api"),
@@ -143,7 +143,7 @@ def _postgresql(url: URL, listed: str | None, target: str, text: str) -> Databas
     for name in _CACHE_SIZES:
         if name in query:
             arguments[name] = _number(name, query[name])
-    if query.get("pgbouncer") == "true":  # As Prisma is told of such a pooler.
+    if query.get("pgbouncer") == "true":  # Prisma's parameter for such a pooler.
         arguments.setdefault("statement_cache_size", 0)
     if "connect_timeout" in query:
         seconds = _number("connect_timeout", query["connect_timeout"])
@@ -161,7 +161,7 @@ def _postgresql(url: URL, listed: str | None, target: str, text: str) -> Databas
         where = {"host": hosts[0]}
     if len(hosts) == 1 and "port" in query:
         url = url.set(port=ports[0])
-    # As libpq has it, parameters count for more.
+    # As in libpq, parameters override the other parts of the URL.
     url = url.set(
         username=_literally("user", text) if "user" in query else url.username,
         password=_literally("password", text) if "password" in query else url.password,
@@ -176,11 +176,11 @@ def _postgresql(url: URL, listed: str | None, target: str, text: str) -> Databas
     )
 
 
-# After the user's name and password, in SQLAlchemy's reading: a slash may be part of either.
+# The hosts after user name and password, either of which may contain a slash, as in SQLAlchemy.
 _HOST_LIST = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?+([^/?@]*,[^/?@]*)(?=[/?]|$)")
 _LISTED_HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::(.*))?")
 _TARGETS = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
-# What the two caches of prepared statements hold; an old pooler wants the driver's at 0.
+# Sizes of the two caches of prepared statements. Old poolers need the driver's to be 0.
 _CACHE_SIZES = ("statement_cache_size", "prepared_statement_cache_size")
 _HONOURED = (
     *("sslmode", "ssl", "sslrootcert", "sslcert", "sslkey", "channel_binding"),
@@ -189,13 +189,13 @@ _HONOURED = (
     *("connect_timeout", "statement_timeout", "pgbouncer"),
     *_CACHE_SIZES,
 )
-# Addressed to other clients; or what they say holds here anyway.
+# For other clients, or already true here.
 _IGNORED = (
     *("connection_limit", "pool_timeout", "supa", "workaround", "uselibpqcompat"),
     *("client_encoding", "fallback_application_name", "gssencmode", "sslnegotiation"),
     *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
 )
-# The values of these two that mean nothing here.
+# Values of these two parameters that have no effect here.
 _MEANINGLESS = {"gssencmode": ("disable", "prefer"), "sslnegotiation": ("postgres",)}
 # libpq's other parameters.
 _REFUSED = (
@@ -210,14 +210,14 @@ _REFUSED = (
 
 
 def _parameters(url: URL) -> dict[str, str]:
-    """Those of the URL, all of which are known. Raises BadURL."""
+    """The URL's parameters. Raises BadURL for one that is unknown, not supported or repeated."""
     for name, value in url.query.items():
         if name in _HONOURED and not isinstance(value, str):
             raise BadURL(f"has the parameter {name} twice: remove one of them")
         if name in _REFUSED or value not in _MEANINGLESS.get(name, (value,)):
             raise BadURL(f"has the parameter {name}, which is not supported: remove it")
         if name not in _HONOURED + _IGNORED:
-            # Not named: it may be part of a password that should have been percent-encoded.
+            # The message does not name it: it may be part of a password that is not encoded.
             raise BadURL(
                 "has a parameter that is not supported; supported are "
                 + ", ".join(_HONOURED + _IGNORED)
@@ -226,7 +226,7 @@ def _parameters(url: URL) -> dict[str, str]:
 
 
 def _literally(name: str, text: str) -> str:
-    """A parameter that the URL has, as libpq reads it, for which a plus sign is no space."""
+    """The value of a parameter as libpq reads it: a plus sign is not a space."""
     return unquote(re.findall(rf"[?&]{name}=([^&]*)", text)[-1])
 
 
@@ -237,9 +237,9 @@ def _number(name: str, value: str) -> int:
 
 
 class _Options:
-    """What the parameter `options` has the server set, and what is taken care of here instead.
+    """The parameter `options`, split into settings that this service applies itself and others.
 
-    A pooler refuses it, or forgets what was set.
+    Poolers refuse `options`, or forget what it sets.
     """
 
     def __init__(self, text: str) -> None:
@@ -259,13 +259,13 @@ class _Options:
         self.others = " ".join(others)
 
 
-# A backslash escapes what follows it, a space for example.
+# A backslash escapes the next character, for example a space.
 _OPTION = re.compile(r"(?:-c\s+)?(?:[^\s\\]|\\.)+")
 _UNITS = {"us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def _shortest(*timeouts: str | None) -> float | None:
-    """The shortest of PostgreSQL's durations in seconds; 0 stands for any time."""
+    """The shortest of PostgreSQL's durations in seconds. 0 means no limit and is ignored."""
     seconds = []
     for timeout in timeouts:
         if timeout is not None:
@@ -277,7 +277,7 @@ def _shortest(*timeouts: str | None) -> float | None:
 
 
 def _search_path(query: dict[str, str], options: _Options) -> tuple[str, ...]:
-    """The schemas of `schema`, which is Prisma's, or of `search_path`."""
+    """The schemas of `search_path`, or of Prisma's `schema`."""
     paths = {
         name: _identifiers(path)
         for name, path in (
@@ -294,7 +294,7 @@ def _search_path(query: dict[str, str], options: _Options) -> tuple[str, ...]:
 
 
 def _identifiers(text: str) -> tuple[str, ...]:
-    """SQL's identifiers, which are lower case unless they are quoted."""
+    """A list of SQL identifiers. Unquoted ones become lower case."""
     found = [_IDENTIFIER.fullmatch(part.strip()) for part in text.split(",")]
     if not all(found):
         raise BadURL("is wrong: search_path must be names of schemas, comma-separated")
@@ -305,7 +305,7 @@ _IDENTIFIER = re.compile(r'"([^"$,]+)"|([^\W\d][\w]*)')
 
 
 def _hosts(url: URL, listed: str | None) -> tuple[list[str], list[int]]:
-    """Names and ports of the hosts; parameters count for more than what stands before the path."""
+    """Names and ports of the hosts. The parameters host and port override the URL's own."""
     names, ports = [url.host or ""], [str(url.port or "")]
     if listed is not None:
         found = [_LISTED_HOST.fullmatch(item) for item in listed.split(",")]

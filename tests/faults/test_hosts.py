@@ -387,7 +387,7 @@ class TestTarget:
     async def test_prefer_standby_takes_the_primary_until_there_is_a_standby(
         self, lasting: Pair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("kit.database.hosts.MAKESHIFT", 0.1)
+        monkeypatch.setattr("kit.database.hosts.STANDBY_RETRY_INTERVAL", 0.1)
         lasting.to_standby.mute()
         ports = lasting.primary.port, lasting.to_standby.port
         url = f"{lasting.hosts(*ports)}?target_session_attrs=prefer-standby"

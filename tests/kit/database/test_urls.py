@@ -306,7 +306,7 @@ async def test_what_means_nothing_is_one_line_for_debugging(
     async with open_database(settings):
         pass
     [line] = [record for record in caplog.records if record.levelno == logging.DEBUG]
-    said = "parameters of DATABASE_URL that mean nothing here: keepalives, supa"
+    said = "ignored parameters of DATABASE_URL: keepalives, supa"
     assert line.getMessage() == said
 
 

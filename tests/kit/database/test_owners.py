@@ -67,8 +67,7 @@ class Scene:
             'INSERT INTO "user" (id, name, email, "emailVerified") VALUES ($1::text, $1, $2, true)'
         )
         for user in users:
-            email = f"{user}@example.com"
-            await self.connection.execute(insert + "($1::text, $1, $2, true)", user, email)
+            await self.connection.execute(insert, user, f"{user}@example.com")
 
     async def delete(self, user: str) -> None:
         assert await self.connection.execute('DELETE FROM "user" WHERE id = $1', user) == "DELETE 1"

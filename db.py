@@ -95,8 +95,9 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     reads = request.method in _READING
     database = primary.for_reading() if reads else primary
     session = Session(database, primary, reads=reads)
-    # A read is useless once its client has disconnected.
-    ends_with_client = EndsWithClient(request) if reads else nullcontext()
+    # SQLite works in this process, so a read there ends when its client disconnects.
+    in_process = reads and database.file is not None
+    ends_with_client = EndsWithClient(request) if in_process else nullcontext()
     with ends_with_client:
         async with database.admission(request.scope.get(USER), reads=reads):
             try:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from ipaddress import IPv6Address
 
 from fastapi.responses import JSONResponse
@@ -163,6 +164,7 @@ def _fault(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
     return None
 
 
+@lru_cache(maxsize=256)
 def _is_host(value: bytes) -> bool:
     if value[:1] != b"[":
         return _NAME.fullmatch(value) is not None

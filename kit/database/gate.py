@@ -3,8 +3,6 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
 
 from kit.errors import DatabaseUnavailable
 from kit.logs import Outage
@@ -17,91 +15,95 @@ class Gate:
 
     A connection pool is not fair: a request that returns a connection and takes one again overtakes
     those that wait. One user gets at most three quarters of the permits, so that the slow
-    statements of one user leave connections for others.
+    statements of one user leave connections for others. Entered as a context, it is for no user.
     """
 
     def __init__(self, permits: int, patience: float) -> None:
-        self.permits = asyncio.Semaphore(permits)
+        self._permits = self._free = permits
         self._patience = patience
         self._share = max(1, permits - max(1, permits // 4))
-        self._users: dict[str, _Turn] = {}
+        # While a permit is free, everybody in this line has a full share.
+        self._line: dict[asyncio.Future[None], str | None] = {}
+        self._held: dict[str, int] = {}
         self._overload = Outage(logger, "requests find no free connection in time")
-        self.in_use = 0
-        self.waiting = 0
 
-    def turn_of(self, user: str) -> "_Turn":
+    @property
+    def in_use(self) -> int:
+        return self._permits - self._free
+
+    @property
+    def waiting(self) -> int:
+        return len(self._line)
+
+    def turn_of(self, user: str) -> "Turn":
         """The context to enter instead of the gate for a request of this user."""
-        turn = self._users.get(user)
-        if turn is None:
-            turn = self._users[user] = _Turn(self, user, self._share)
-        return turn
-
-    def forget(self, user: str) -> None:
-        """Remove a user who has no requests left."""
-        del self._users[user]
+        return Turn(self, user)
 
     async def __aenter__(self) -> None:
         """Raises DatabaseUnavailable after `patience` seconds."""
-        await self.acquire(self.permits)
+        await self.enter(None)
 
-    async def acquire(self, *semaphores: asyncio.Semaphore) -> None:
-        """Acquire all of these. Raises DatabaseUnavailable after `patience` seconds."""
-        if any(semaphore.locked() for semaphore in semaphores):
-            await self._wait_for(semaphores)
-        else:
-            for semaphore in semaphores:
-                await semaphore.acquire()
+    async def __aexit__(self, *_: object) -> None:
+        self.leave(None)
+
+    async def enter(self, user: str | None) -> None:
+        """Take a permit. Raises DatabaseUnavailable after `patience` seconds."""
+        if self._has_room_for(user):
+            self._admit(user)
             self._overload.ends()
-        self.in_use += 1
-
-    async def _wait_for(self, semaphores: Iterable[asyncio.Semaphore]) -> None:
-        self.waiting += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._line[turn] = user
         try:
-            async with AsyncExitStack() as acquired, asyncio.timeout(self._patience):
-                for semaphore in semaphores:
-                    await semaphore.acquire()
-                    acquired.callback(semaphore.release)
-                acquired.pop_all()
-        except TimeoutError:
+            async with asyncio.timeout(self._patience):
+                await turn
+        except BaseException as error:
+            if turn in self._line:
+                del self._line[turn]
+            else:  # Admitted in the same moment.
+                self.leave(user)
+            if not isinstance(error, TimeoutError):
+                raise
             reason = f"none within {self._patience} s"
             self._overload.begins(reason)
             raise DatabaseUnavailable(f"no free connection: {reason}") from None
-        finally:
-            self.waiting -= 1
 
-    async def __aexit__(self, *_: object) -> None:
-        self.release()
+    def leave(self, user: str | None) -> None:
+        """Return a permit, and let in whoever has waited longest and may enter."""
+        self._free += 1
+        if user is not None:
+            self._held[user] -= 1
+            if not self._held[user]:
+                del self._held[user]
+        for turn, waiting in list(self._line.items()) if self._line else ():
+            if not self._free:
+                break
+            if not turn.done() and self._has_room_for(waiting):
+                del self._line[turn]
+                self._admit(waiting)
+                turn.set_result(None)
 
-    def release(self) -> None:
-        """Let the next request in."""
-        self.in_use -= 1
-        self.permits.release()
+    def _has_room_for(self, user: str | None) -> bool:
+        return self._free > 0 and (user is None or self._held.get(user, 0) < self._share)
+
+    def _admit(self, user: str | None) -> None:
+        self._free -= 1
+        if user is not None:
+            self._held[user] = self._held.get(user, 0) + 1
 
 
-class _Turn:
-    """The gate for the requests of one user."""
+class Turn:
+    """The gate for a request of one user."""
 
-    def __init__(self, gate: Gate, user: str, permits: int) -> None:
+    __slots__ = ("_gate", "_user")
+
+    def __init__(self, gate: Gate, user: str) -> None:
         self._gate = gate
         self._user = user
-        self._permits = asyncio.Semaphore(permits)
-        self._requests = 0
 
     async def __aenter__(self) -> None:
         """Raises DatabaseUnavailable after `patience` seconds."""
-        self._requests += 1
-        try:
-            await self._gate.acquire(self._permits, self._gate.permits)
-        except BaseException:
-            self._end()
-            raise
+        await self._gate.enter(self._user)
 
     async def __aexit__(self, *_: object) -> None:
-        self._permits.release()
-        self._gate.release()
-        self._end()
-
-    def _end(self) -> None:
-        self._requests -= 1
-        if not self._requests:
-            self._gate.forget(self._user)
+        self._gate.leave(self._user)

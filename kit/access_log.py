@@ -1,8 +1,7 @@
 # [Task]: T054 [From]: specs/decisions.md
-"""The access log: one line for each request, in place of the server's (D32).
+"""The access log: one line per request, instead of the server's own (D32).
 
-Its form is that of the other lines, kit/logs.py. It makes no LogRecord, which takes longer than all
-of the routing.
+It has the format of kit/logs.py, but makes no LogRecord: that would cost more than all routing.
 """
 
 import json
@@ -21,15 +20,15 @@ from starlette.types import Scope
 from kit.logs import LineWriter, is_json, timestamp
 from settings import Settings
 
-# Of a request: its id, method, route, status, milliseconds, client and user.
-type Tell = Callable[[str, str, str, int, float, str, str], None]
+# Takes a request's id, method, route, status, milliseconds, client and user.
+type Sink = Callable[[str, str, str, int, float, str, str], None]
 
-# Where verify_user_access leaves whose request it is, in the request's scope.
+# The key in the request's scope where verify_user_access stores the user id.
 USER = "tasks.user"
 
 logger = logging.getLogger("tasks.access")
 
-# Paths of probes, which come every few seconds: what went well is noted at LOG_LEVEL=debug only.
+# The paths of probes, which come every few seconds. Successful ones are logged at debug only.
 PROBES = "/health"
 
 
@@ -37,19 +36,19 @@ class AccessLog:
     """Writes one line for each request under any server, while it is open."""
 
     def __init__(self) -> None:
-        # Writes a line, or makes a record of it.
-        self._tell: Tell | None = None
+        # Writes a line or a LogRecord.
+        self._sink: Sink | None = None
         self._pseudonym: Callable[[str], str] = str
-        self._notes_probes = True
+        self._logs_probes = True
 
     def write(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        """A request is answered, which took so long."""
-        if self._tell is None:
+        """Write the line of a request that has been answered."""
+        if self._sink is None:
             return
         route, client, user = scope.get("route"), scope.get("client"), scope.get(USER)
-        if not self._notes_probes and status < 400 and route and route.path.startswith(PROBES):
+        if not self._logs_probes and status < 400 and route and route.path.startswith(PROBES):
             return
-        self._tell(
+        self._sink(
             request_id,
             _escaped(scope["method"]),
             "-" if route is None else _escaped(route.path),
@@ -61,45 +60,45 @@ class AccessLog:
 
     @contextmanager
     def opened(self, settings: Settings) -> Iterator[None]:
-        """Inside, requests are logged: to an operator's handlers of `tasks.access`, else to stdout.
+        """Inside, requests are logged to an operator's handlers of `tasks.access`, else to stdout.
 
-        uvicorn's own line for each request, which has the query in it, is left out.
+        uvicorn's access log is turned off, since its lines contain the query.
         """
-        before = self._tell, self._pseudonym, self._notes_probes
-        self._notes_probes = settings.log_level == "debug"
+        before = self._sink, self._pseudonym, self._logs_probes
+        self._logs_probes = settings.log_level == "debug"
         uvicorns = logging.getLogger("uvicorn.access")
         self._pseudonym = _pseudonyms(settings)
         with ExitStack() as stack:
             stack.callback(setattr, uvicorns, "disabled", uvicorns.disabled)
             uvicorns.disabled = True
             if logger.handlers:
-                self._tell = _record
+                self._sink = _record
             elif logger.isEnabledFor(logging.INFO):
                 form = _json if is_json(sys.stdout) else _text
                 writer = stack.enter_context(closing(LineWriter(sys.stdout)))
-                self._tell = lambda *parts: writer.write(form(*parts))
+                self._sink = lambda *parts: writer.write(form(*parts))
             try:
                 yield
             finally:
-                self._tell, self._pseudonym, self._notes_probes = before
+                self._sink, self._pseudonym, self._logs_probes = before
 
     @contextmanager
-    def observed_by(self, tell: Tell) -> Iterator[None]:
-        """Inside, what is logged of a request is told as well, while the log is open."""
-        before = self._tell
+    def observed_by(self, observer: Sink) -> Iterator[None]:
+        """Inside, the observer gets the same values as the log, if the log is open."""
+        before = self._sink
         if before is None:
             yield
             return
 
-        def tell_both(*parts: Any) -> None:
-            tell(*parts)
+        def write_both(*parts: Any) -> None:
+            observer(*parts)
             before(*parts)
 
-        self._tell = tell_both
+        self._sink = write_both
         try:
             yield
         finally:
-            self._tell = before
+            self._sink = before
 
 
 access_log = AccessLog()
@@ -108,7 +107,7 @@ access_log = AccessLog()
 def _json(
     request_id: str, method: str, route: str, status: int, ms: float, client: str, user: str
 ) -> str:
-    # Each part is ASCII that JSON can hold as it is.
+    # Each part is ASCII that needs no escaping in JSON.
     return (
         f'{{"time": "{timestamp(time.time())}", "level": "info", "logger": "{logger.name}", '
         f'"message": "{method} {route} {status}", "request_id": "{request_id}", '
@@ -127,7 +126,7 @@ def _text(
 
 
 def _record(
-    request_id: str,  # noqa: ARG001  # In every record as it is.
+    request_id: str,  # noqa: ARG001  # The record factory adds it to every record.
     method: str,
     route: str,
     status: int,
@@ -142,19 +141,19 @@ def _record(
 
 @lru_cache(maxsize=1024)
 def _escaped(text: str) -> str:
-    """As it may stand in a line of any form: printable ASCII, and no quote that would end it."""
+    """The text as printable ASCII, escaped as in a JSON string."""
     return json.dumps(text)[1:-1]
 
 
 @lru_cache(maxsize=1024)
 def _address(host: str, port: int) -> str:
-    # The host may be what a client sent, where a proxy hands X-Forwarded-For on.
+    # Behind a proxy that passes X-Forwarded-For on, the host may be any text of the client.
     return _escaped(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 def _pseudonyms(settings: Settings) -> Callable[[str], str]:
-    """What stands for a user: the same in all processes that share a secret, and of no use without
-    it to whoever has the log.
+    """A function that gives users' pseudonyms. They are the same in all processes with the same
+    secret, and can't be traced to users without it.
     """
     shared = settings.secrets[0] if settings.secrets else secrets.token_bytes(32)
     key = blake2b(shared, digest_size=32, person=b"tasks.access").digest()

@@ -1,7 +1,7 @@
 # [Task]: T011 [From]: specs/requirements.md
-"""Reading a JSON body as a dependency, which FastAPI solves after the token has been judged.
+"""Reads a JSON body in a dependency, so that the token is checked first.
 
-A body parameter of FastAPI's own would be read and parsed before that.
+FastAPI would read and parse a declared body parameter before any dependency.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from starlette.requests import ClientDisconnect
 from kit.errors import BodyLost, BodyTimeout, BodyTooLarge, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024
-# Seconds for the whole body: a stop of the service waits for the requests that have begun.
+# Seconds for the whole body. It is short because a stop of the service waits for open requests.
 BODY_TIMEOUT = 5.0
 
-# What announces a body (RFC 9112 §6.3).
+# The headers that announce a body (RFC 9112 §6.3).
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _JSON_TYPE = re.compile(r"application/(json|[a-z0-9.!#$&^_-]+\+json)")
 _NO_OBJECT = frozenset({"dict_type", "model_attributes_type", "model_type"})
@@ -31,8 +31,9 @@ _NO_OBJECT = frozenset({"dict_type", "model_attributes_type", "model_type"})
 class JsonBody[T]:
     """A dependency that gives the body as a `T`.
 
-    Raises BodyLost, BodyTimeout, BodyTooLarge, UnsupportedMediaType, or RequestValidationError for
-    anything that is not a `T` in JSON of RFC 8259, NaN and Infinity among it.
+    Raises BodyLost, BodyTimeout, BodyTooLarge or UnsupportedMediaType. Raises
+    RequestValidationError for a body that is not a `T` in JSON (RFC 8259, without NaN and
+    Infinity).
     """
 
     def __init__(self, schema: type[T]) -> None:
@@ -65,7 +66,7 @@ class JsonBody[T]:
 
 
 class OptionalJsonBody[T](JsonBody[T]):
-    """The same, and None where there is no body."""
+    """The same, but gives None if there is no body."""
 
     async def __call__(self, request: Request) -> T | None:  # type: ignore[override]
         body = await read_body(request)
@@ -73,10 +74,11 @@ class OptionalJsonBody[T](JsonBody[T]):
 
 
 async def ignored_body(request: Request) -> None:
-    """A dependency of endpoints that take no body: Granian closes a connection whose body is not
-    read. Raises BodyLost or BodyTimeout.
+    """A dependency that reads and ignores the body of a request that needs none.
+
+    Granian closes a connection whose body was not read. Raises BodyLost or BodyTimeout.
     """
-    # Few have one, and to look is all that this may cost the others.
+    # Most of these requests have no body and must not pay for it.
     if not _FRAMING.isdisjoint(dict(request.scope["headers"])):
         with suppress(BodyTooLarge):
             await read_body(request)
@@ -88,14 +90,14 @@ async def read_body(request: Request) -> bytes:
     is_chunked = b"transfer-encoding" in fields
     length = fields.get(b"content-length")
     if length is None and not is_chunked and request.scope["http_version"].startswith("1"):
-        return b""  # RFC 9112 §6.3: there is none, so that there is nothing to wait for.
+        return b""  # There is no body (RFC 9112 §6.3).
     declared = int(length[:20]) if length and length.isdigit() else 0
     if declared > MAX_BODY_BYTES:
         raise BodyTooLarge(f"Content-Length {declared}")
     body = bytearray()
     loop = asyncio.get_running_loop()
     reading = asyncio.Task(_read_into(body, request), loop=loop, eager_start=True)
-    # Most have come as a whole by now, and need no timer, which takes longer than to read them.
+    # Most bodies have arrived completely by now. A timer would cost more than reading them.
     if not reading.done():
         try:
             async with asyncio.timeout(BODY_TIMEOUT):
@@ -103,7 +105,7 @@ async def read_body(request: Request) -> bytes:
         except TimeoutError:
             raise BodyTimeout(f"{len(body)} bytes in {BODY_TIMEOUT} s") from None
     reading.result()
-    # Servers that parse with httptools lose the body of a request that has an Upgrade.
+    # Servers that parse with httptools lose the body of a request with an Upgrade header.
     if len(body) < declared or (is_chunked and b"upgrade" in fields and not body):
         raise BodyLost(f"{len(body)} bytes of {declared or 'a chunked body'}")
     return bytes(body)
@@ -127,13 +129,13 @@ def _parsed(body: bytes) -> Any:
     except ValueError as error:
         if "hex escape" not in str(error):
             raise
-        # A lone surrogate matters only in what is kept: `T` refuses it there.
+        # pydantic-core refuses lone surrogates anywhere; `T` refuses them only in stored text.
         return json.loads(body.decode(), parse_constant=_refuse)
 
 
 def _of_body(item: ErrorDetails) -> dict[str, Any]:
     located = {**item, "loc": ("body", *item["loc"])}
-    # pydantic's own sentences for what is no object name Python's classes.
+    # pydantic's own messages for a body that is no object name Python classes.
     no_object = {"type": "object_type", "msg": "Input should be a JSON object"}
     return located | no_object if item["type"] in _NO_OBJECT else located
 

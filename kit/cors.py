@@ -1,5 +1,5 @@
 # [Task]: T007 [From]: specs/requirements.md
-"""Which browser origins may call the service, and what their scripts may send and read."""
+"""CORS: which origins may call the service, and which headers scripts may send and read."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ REQUEST_HEADERS = (
     "If-Match",
     "If-None-Match",
     "X-Request-ID",
-    # Those of browsers' tracing and caching.
+    # Headers of tracing in browsers and of caching.
     "traceparent",
     "tracestate",
     "baggage",
@@ -49,9 +49,9 @@ _ALLOWED: RawHeaders = [
 
 
 def cors_headers(origin: bytes | None) -> RawHeaders:
-    """The headers of a response to a request with this `Origin`.
+    """The CORS headers of a response to a request with this `Origin`.
 
-    The settings are not read before there is one.
+    The settings are read only if there is an origin.
     """
     if origin is None or not _is_allowed(origin.decode("latin-1")):
         return _VARY
@@ -63,14 +63,14 @@ def _is_allowed(origin: str) -> bool:
 
 
 def is_preflight(method: str, headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser asks if it may send a request."""
+    """Whether the request is a CORS preflight."""
     return (
         method == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers
     )
 
 
 class _Preflights(CORSMiddleware):
-    """Starlette's answers, by the settings' origins and in JSON."""
+    """Starlette's answers to preflights, with the settings' origins and errors in JSON."""
 
     def is_allowed_origin(self, origin: str) -> bool:
         return _is_allowed(origin)
@@ -84,11 +84,11 @@ class _Preflights(CORSMiddleware):
             for name, value in response.headers.items()
             if name not in ("content-length", "content-type")
         }
-        # Errors are JSON here, and a preflight's is read by the developer, not by the script.
+        # Developers read this in the browser's tools; it is JSON like all errors.
         return JSONResponse({"detail": bytes(response.body).decode()}, 400, headers)
 
 
-# What a browser is told then. Nothing else comes here.
+# Answers preflights only.
 answer_preflight = _Preflights(
     Response(status_code=404),
     allow_credentials=True,

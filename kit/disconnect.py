@@ -1,5 +1,5 @@
 # [Task]: T081 [From]: specs/requirements.md
-"""Ends the work of a request whose client has left."""
+"""Cancels the work of a request whose client has disconnected."""
 
 import asyncio
 from types import TracebackType
@@ -7,14 +7,14 @@ from typing import Self
 
 from starlette.requests import ClientDisconnect, Request
 
-# Seconds after which a request is watched: most have ended by then.
-PATIENCE = 0.1
+# Seconds before a request is watched. Most end sooner.
+WATCH_AFTER = 0.1
 
 
 class EndsWithClient:
-    """Inside, the current task is cancelled when the client leaves. Raises ClientDisconnect then.
+    """Inside, the current task is cancelled if the client disconnects. Raises ClientDisconnect.
 
-    For requests whose body nobody reads: what is received is thrown away.
+    It discards the body, so use it only for requests whose body nobody reads.
     """
 
     def __init__(self, request: Request) -> None:
@@ -24,7 +24,7 @@ class EndsWithClient:
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._begin)
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._begin)
         return self
 
     def __exit__(

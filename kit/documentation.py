@@ -1,7 +1,7 @@
 # [Task]: T063 [From]: specs/decisions.md
-"""The interactive documentation at `/docs`, whose script and style come from here, too (D42).
+"""The interactive documentation at `/docs`, served without other hosts (D42).
 
-API_DOCS turns all of it off, the OpenAPI document included.
+API_DOCS turns it off, and the OpenAPI document, too.
 """
 
 from functools import cache
@@ -19,18 +19,18 @@ _SCRIPT, _STYLE, _ICON = ASSETS = "swagger-ui-bundle.js", "swagger-ui.css", "fav
 PAGE, DOCUMENT = "/docs", "/openapi.json"
 _OAUTH2_REDIRECT = "/docs/oauth2-redirect"
 _HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", "Referrer-Policy": "no-referrer"}
-# A year; another version has other URLs.
+# A year. Another version has another URL.
 _FOR_EVER = "public, max-age=31536000, immutable"
 
 
 @cache
 def _swagger_ui() -> Distribution:
-    """The package that has the assets. They are read as files; none of its code is run."""
+    """The package that contains the assets. They are read as files; its code is not run."""
     return distribution("fastapi-swagger")
 
 
 async def document(request: Request) -> JSONResponse:
-    """The OpenAPI document, which names the prefix that a proxy has removed."""
+    """The OpenAPI document. With a root path, its first server is that path."""
     _check_that_it_is_on()
     document = request.app.openapi()
     if root := request.scope.get("root_path", "").rstrip("/"):
@@ -44,7 +44,7 @@ def _check_that_it_is_on() -> None:
 
 
 async def page(request: Request) -> HTMLResponse:
-    """As FastAPI's own, with assets from here. It can't be shown in a frame."""
+    """FastAPI's page with local assets. It can't be shown in a frame."""
     _check_that_it_is_on()
     root = request.scope.get("root_path", "").rstrip("/")
     assets = f"{root}/docs/{_swagger_ui().version}"
@@ -61,18 +61,18 @@ async def page(request: Request) -> HTMLResponse:
 
 
 async def oauth2_redirect(_request: Request) -> HTMLResponse:
-    """Where a sign-in with OAuth 2 would come back to."""
+    """The redirect page of an OAuth 2 sign-in."""
     _check_that_it_is_on()
     return get_swagger_ui_oauth2_redirect_html()
 
 
 async def asset(request: Request) -> FileResponse:
-    """A file of this version, which a browser asks for once."""
+    """An asset of this version, which browsers cache."""
     _check_that_it_is_on()
     name = request.path_params["name"]
     if name not in ASSETS or request.path_params["version"] != _swagger_ui().version:
         raise HTTPException(404)
-    # Whole files only: FileResponse answers a malformed Range in plain text.
+    # FileResponse would answer a malformed Range in plain text, so only whole files are served.
     request.scope["headers"] = [h for h in request.scope["headers"] if h[0] != b"range"]
     return FileResponse(
         f"{_swagger_ui().locate_file('fastapi_swagger/resources')}/{name}",

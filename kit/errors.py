@@ -1,5 +1,5 @@
 # [Task]: T003 [From]: specs/requirements.md
-"""The errors that any endpoint can raise, and how every error is answered.
+"""The errors that any endpoint can raise, and the handlers of all errors.
 
     ServiceError
     ├── BodyLost              400
@@ -41,15 +41,15 @@ logger = logging.getLogger("tasks.errors")
 
 
 class ServiceError(HTTPException):
-    """An answer other than success. The text it is raised with is for the log, never for a client.
+    """The base of all errors. The text it is raised with goes to the log, never to a client.
 
-    An HTTPException, so that any FastAPI app that uses a dependency of ours answers it rightly.
+    It is an HTTPException, so that any FastAPI app with our dependencies answers it correctly.
     """
 
     status_code: int
     detail: str
     headers: Mapping[str, str] | None = None
-    # Of the OpenAPI document: those that it is always sent with.
+    # For the OpenAPI document: the headers that it is always sent with.
     header_names: ClassVar[tuple[str, ...]] = ()
     log_level: ClassVar[int] = logging.INFO
 
@@ -62,11 +62,11 @@ class ServiceError(HTTPException):
 
 
 class BodyLost(ServiceError):
-    """The server has handed over less of a body than the request's head announced."""
+    """The server delivered less of the body than the request's head announced."""
 
     status_code = 400
     detail = "Request body did not arrive in full"
-    # What was lost may come yet, and would be read as the next request.
+    # The rest may still arrive. Without this it would be read as the next request.
     headers = MappingProxyType({"Connection": "close"})
 
 
@@ -76,7 +76,7 @@ def _challenge(description: str) -> Mapping[str, str]:
 
 
 class MissingToken(ServiceError):
-    """No usable Authorization header; no error code then, says RFC 6750 §3.1."""
+    """No usable Authorization header. The challenge then has no error code (RFC 6750 §3.1)."""
 
     status_code = 401
     detail = "Missing authorization token"
@@ -85,7 +85,7 @@ class MissingToken(ServiceError):
 
 
 class InvalidToken(ServiceError):
-    """A token that fails a check, which the exception's text names."""
+    """The token failed a check. The exception's text names it."""
 
     status_code = 401
     detail = "Invalid token"
@@ -94,21 +94,21 @@ class InvalidToken(ServiceError):
 
 
 class ExpiredToken(InvalidToken):
-    """A token in order but for its age."""
+    """The token is valid except that it has expired."""
 
     detail = "Token has expired"
     headers = _challenge("Token has expired")
 
 
 class AccessDenied(ServiceError):
-    """The token is another user's than the path's, whether or not that user exists."""
+    """The token belongs to another user than the path. It does not tell whether that one exists."""
 
     status_code = 403
     detail = "Access denied"
 
 
 class BodyTimeout(ServiceError):
-    """The body has not arrived within kit.body.BODY_TIMEOUT."""
+    """The body did not arrive within kit.body.BODY_TIMEOUT."""
 
     status_code = 408
     detail = "Request body did not arrive in time"
@@ -116,7 +116,7 @@ class BodyTimeout(ServiceError):
 
 
 class BodyTooLarge(ServiceError):
-    """The body is above kit.body.MAX_BODY_BYTES."""
+    """The body is larger than kit.body.MAX_BODY_BYTES."""
 
     status_code = 413
     detail = "Request body is too large"
@@ -130,36 +130,36 @@ class UnsupportedMediaType(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Something that the service needs does not serve it just now; the same request may succeed."""
+    """Something that the service needs is down. The same request may succeed later."""
 
     status_code = 503
     detail = "Service temporarily unavailable"
     headers = MappingProxyType({"Retry-After": "1"})
     header_names = ("Retry-After",)
-    # Whoever raises it logs when the outage begins and ends: logs.Outage.
+    # Debug only: the code that raises it logs the outage with logs.Outage.
     log_level = logging.DEBUG
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database can't be reached, has no connection to spare, or did not answer in time."""
+    """The database can't be reached, has no free connection, or did not answer in time."""
 
 
 class StatementTimeout(DatabaseUnavailable):
-    """One statement took too long, met a lock, gave way or lacks an index. Others may succeed."""
+    """One statement failed: by a timeout, lock, conflict or missing index. Others may succeed."""
 
     log_level = logging.WARNING
 
 
 class StatementTooSlow(StatementTimeout):
-    """A statement was cut off after DATABASE_STATEMENT_TIMEOUT."""
+    """A statement was cancelled after DATABASE_STATEMENT_TIMEOUT."""
 
 
 class TooManyLongAnswers(Unavailable):
-    """The process has as many bytes of long answers to send as it may hold."""
+    """The process already holds as many bytes of long answers as it may."""
 
 
 class KeysUnavailable(Unavailable):
-    """Better Auth's keys can't be had; the token may be good, so it is not called invalid."""
+    """Better Auth's keys can't be fetched, so the token can't be verified. It may be valid."""
 
 
 def _example(body: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class InternalErrorBody(BaseModel):
     request_id: str
 
 
-# One that every endpoint with input may give.
+# A response that every endpoint may give.
 INTERNAL_ERROR: Responses = {
     500: {
         "model": InternalErrorBody,
@@ -207,7 +207,7 @@ INTERNAL_ERROR: Responses = {
 
 
 def invalid_input(*loc: str, kind: str, message: str) -> Responses:
-    """The OpenAPI `responses` of an endpoint with input; such an item is their example."""
+    """The OpenAPI `responses` of an endpoint with input. The arguments make the example."""
     item = {"type": kind, "loc": loc, "msg": message}
     return {
         422: {
@@ -246,7 +246,7 @@ def _status(error: type[ServiceError]) -> int:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every error of this module's tree, and the framework's own, in the same form."""
+    """Answer ServiceErrors and the framework's own errors in the same form."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(StarletteHTTPException, _http_error)
@@ -260,7 +260,7 @@ async def _service_error(_request: Request, error: Exception) -> Response:
 
 async def _validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for it
-    # Only these three: `input` and `ctx` echo what was sent, and may not even be JSON (NaN).
+    # `input` and `ctx` are left out: they echo the input, and NaN in them is not JSON.
     items = [{"type": e["type"], "loc": e["loc"], "msg": e["msg"]} for e in error.errors()]
     return JSONResponse({"detail": items}, 422)
 
@@ -268,7 +268,7 @@ async def _validation_error(_request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)  # noqa: S101  # registered for it
     if error.status_code == 405:
-        # Starlette names the methods of the first route with this path; RFC 9110 wants them all.
+        # Starlette names the methods of one route only. RFC 9110 requires all of the path.
         error.headers = {"Allow": ", ".join(sorted(_methods_of_path(request)))}
     return await http_exception_handler(request, error)
 
@@ -283,6 +283,6 @@ def _methods_of_path(request: Request) -> set[str]:
 
 
 def internal_error(request_id: str) -> Response:
-    """The answer to a request whose exception is being handled, which is logged in full."""
+    """Log the exception that is being handled, and return the 500."""
     logger.exception("unhandled error")
     return JSONResponse({"detail": "Internal Server Error", "request_id": request_id}, 500)

@@ -1,5 +1,5 @@
 # [Task]: T107 [From]: specs/requirements.md
-"""JSON arrays of rows as a database gives them, by the members of a pydantic model."""
+"""Writes database rows as a JSON array with the members of a pydantic model."""
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -12,8 +12,8 @@ from pydantic_core import to_json
 
 type Rows = Iterable[Sequence[Any]]
 
-# How a value of a type is written, as source of an f-string. Instants come as kit.database.sql's
-# rfc3339 makes them: text in which there is nothing to escape.
+# By type, the source code in an f-string that writes a value. Instants are text already, made by
+# rfc3339 of kit.database.sql, and need no escaping.
 _FORMS: dict[object, str] = {
     int: "{%s}",
     bool: '{"true" if %s else "false"}',
@@ -23,10 +23,10 @@ _FORMS: dict[object, str] = {
 
 
 def json_writer(model: type[BaseModel]) -> Callable[[Rows], bytes]:
-    """A function that writes rows whose columns come in the order of the model's members.
+    """A function that writes rows. Their columns must be in the order of the model's members.
 
-    It gives the bytes that pydantic makes of such models, in half the time: one f-string for a row,
-    compiled here as a dataclass compiles its methods.
+    Its output is the same as pydantic's, in half the time. It compiles one f-string per model, as
+    dataclasses compile their methods.
     """
     names = [f"v{number}" for number in range(len(model.model_fields))]
     members = [

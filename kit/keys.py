@@ -1,7 +1,7 @@
 # [Task]: T022 [From]: specs/requirements.md
-"""The public keys of a Better Auth server: fetched when needed, kept through its outages.
+"""The public keys of a Better Auth server, fetched on demand and kept through its outages.
 
-Which token may use them is decided in verify.py.
+kit/tokens.py decides which tokens may use them.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from kit.errors import InvalidToken, KeysUnavailable
 from kit.logs import Outage
 
 if TYPE_CHECKING:
-    import httpx  # Else imported with the first fetch: who has no key set needs none of it.
+    import httpx  # At run time, the first fetch imports it: without a key set, it is not needed.
 
 logger = logging.getLogger("tasks.keys")
 
-# What Better Auth signs with, and the `kty` and `crv` of the keys for it.
+# Better Auth's algorithms, with the `kty` and `crv` of their keys.
 ALGORITHMS: dict[str, tuple[str, str | None]] = {
     "EdDSA": ("OKP", "Ed25519"),
     "ES256": ("EC", "P-256"),
@@ -29,12 +29,13 @@ ALGORITHMS: dict[str, tuple[str, str | None]] = {
     "RS256": ("RSA", None),
     "PS256": ("RSA", None),
 }
-# The name of the task that fetches them.
+# The name of the task that fetches the keys.
 FETCH = "fetch of the key set"
 
 MIN_RSA_BITS = 2048
-# Ed25519's field, and `y` of its eight points of small order, for which anybody can sign: "Taming
-# the many EdDSAs" (Chalkias, Garillot, Nikolaenko). A key may have either sign of x, and y + p.
+# The prime p of Ed25519's field, and `y` of its eight points of small order. Anybody can sign for
+# such a key: "Taming the many EdDSAs" (Chalkias, Garillot, Nikolaenko). A key may contain y or
+# y + p, with either sign of x.
 _P = 2**255 - 19
 _Y = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 _SMALL_ORDER = frozenset({0, 1, _P - 1, _Y, _P - _Y})
@@ -46,19 +47,19 @@ REFRESH_AFTER = 240.0
 USABLE_FOR = 3600.0
 COOLDOWN = 2.0
 
-# After so many looks in vain in a row, an unknown `kid` no longer waits for the next one.
-PATIENCE = 2
+# After so many fetches in a row without the key, an unknown `kid` no longer waits for the next one.
+MAX_MISSES = 2
 
 
 class KeySet:
-    """The keys by `kid`, fetched on first need, and again in the background when they are used and
-    four minutes old, so that a known key never waits.
+    """The keys by `kid`. The first use fetches them. A use after four minutes fetches them again in
+    the background, so a known key never waits.
 
-    When the server fails, or publishes no key, the last good ones stay in use for an hour: an
-    outage must not log people out. Better Auth publishes a key no earlier than its first token, so
-    an unknown `kid` is a reason to look again. One look serves all who wait for it, and after one
-    in vain the next has to wait for a cooldown. Who asks meanwhile waits too, since the key may be
-    that new, unless looks have been in vain so often that it must be an attack.
+    If the server fails or publishes no key, the last good keys stay in use for an hour, so that an
+    outage logs nobody out. Better Auth publishes a new key only when it signs the first token with
+    it, so an unknown `kid` starts a fetch. All requests that need it share one fetch. After a fetch
+    without the key, a cooldown follows. Requests wait for its end, since their key may be newer,
+    but not after MAX_MISSES such fetches in a row: then it is likely an attack.
     """
 
     def __init__(self, url: str) -> None:
@@ -68,7 +69,7 @@ class KeySet:
         self._good_at = self._looked_at = self._blocked_until = float("-inf")
         self._failing = False
         self._outage = Outage(logger, "the key set of Better Auth can't be fetched")
-        self._looks_in_vain = 0
+        self._misses = 0
         self._fetching: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -79,18 +80,18 @@ class KeySet:
             await self._client.aclose()
 
     async def key(self, kid: str, algorithm: str) -> jwt.PyJWK:
-        """The key with this `kid`, which must be one for the algorithm.
+        """The key with this `kid`, which must fit the algorithm.
 
-        Raises InvalidToken when the server has no such key, KeysUnavailable when it can't be asked.
+        Raises InvalidToken if the server has no such key, KeysUnavailable if it does not answer.
         """
         asked = time.monotonic()
         if asked - self._good_at > REFRESH_AFTER:
-            self._fetch()  # Nobody waits for it who has a key to go on with.
+            self._fetch()  # In the background: a known key is used meanwhile.
         if kid not in self._usable():
-            await self._look_again(kid, asked)
-        if self._looked_at >= asked and not self._failing:  # Not in vain.
+            await self._fetch_until_known(kid, asked)
+        if self._looked_at >= asked and not self._failing:  # The fetch has found the key.
             self._blocked_until = float("-inf")
-            self._looks_in_vain = 0
+            self._misses = 0
         key = self._keys[kid]
         if key.algorithm_name != algorithm:
             raise InvalidToken(f"alg is {algorithm}, the key's is {key.algorithm_name}")
@@ -99,14 +100,14 @@ class KeySet:
     def _usable(self) -> dict[str, jwt.PyJWK]:
         return self._keys if time.monotonic() - self._good_at <= USABLE_FOR else {}
 
-    async def _look_again(self, kid: str, asked: float) -> None:
+    async def _fetch_until_known(self, kid: str, asked: float) -> None:
         while kid not in self._usable():
             if self._looked_at >= asked or (self._failing and self._is_blocked()):
                 if self._failing:
                     raise KeysUnavailable("the key set can't be fetched")
                 raise InvalidToken("kid is of no published key")
             if self._is_blocked():
-                if self._looks_in_vain >= PATIENCE:
+                if self._misses >= MAX_MISSES:
                     raise InvalidToken("kid is of no published key, like those before")
                 await asyncio.sleep(self._blocked_until - time.monotonic())
             fetching = self._fetch()
@@ -117,7 +118,7 @@ class KeySet:
         return time.monotonic() < self._blocked_until
 
     def _fetch(self) -> asyncio.Task[None] | None:
-        """The fetch under way, or a new one, or None during a cooldown."""
+        """The running fetch or a new one; None during a cooldown."""
         if self._fetching is None and not self._is_blocked():
             self._fetching = asyncio.create_task(self._replace_keys(), name=FETCH)
         return self._fetching
@@ -125,7 +126,7 @@ class KeySet:
     async def _replace_keys(self) -> None:
         try:
             if self._client is None:
-                # To import httpx, and have it read whom to trust, takes 0.2 s: others go on.
+                # In a thread: importing httpx and loading its certificates take 0.2 s.
                 self._client = await asyncio.to_thread(_new_client)
             keys = _usable_keys(await self._download(self._client))
         except _fetch_errors() as error:
@@ -134,7 +135,7 @@ class KeySet:
         else:
             self._failing = False
             self._outage.ends()
-            self._looks_in_vain += 1  # Until the one who looks finds a key.
+            self._misses += 1  # `key` resets it if it finds the key.
             self._keys = keys
             self._good_at = time.monotonic()
         finally:
@@ -144,9 +145,9 @@ class KeySet:
 
     async def _download(self, client: "httpx.AsyncClient") -> bytes:
         body = bytearray()
-        # Around the whole exchange: httpx counts anew with every byte of a slow answer.
+        # For the whole exchange: httpx restarts its own timeout with every byte that arrives.
         async with asyncio.timeout(FETCH_TIMEOUT):
-            # Not compressed: what arrives is what is counted.
+            # Not compressed, so that the size limit counts all bytes.
             headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
             async with client.stream("GET", self._url, headers=headers) as response:
                 if response.status_code != 200:
@@ -159,16 +160,16 @@ class KeySet:
 
 
 def _refusal(response: "httpx.Response") -> str:
-    """What an operator must know of an answer that has no keys."""
-    said = f"status {response.status_code}"
+    """The log text for an answer without keys."""
+    text = f"status {response.status_code}"
     if "location" in response.headers:
-        # Without credentials and parameters, which may be secret.
+        # Credentials and parameters may be secret, so they are removed.
         parts = urlsplit(response.headers["location"])
         host = parts.netloc.rpartition("@")[2]
-        said += f", Location: {urlunsplit((parts.scheme, host, parts.path, '', ''))}"
+        text += f", Location: {urlunsplit((parts.scheme, host, parts.path, '', ''))}"
     if response.status_code == 404:
-        said += ": set BETTER_AUTH_JWKS_URL if the keys are elsewhere"
-    return said
+        text += ": set BETTER_AUTH_JWKS_URL if the keys are elsewhere"
+    return text
 
 
 def _new_client() -> "httpx.AsyncClient":
@@ -184,9 +185,9 @@ def _fetch_errors() -> tuple[type[Exception], ...]:
 
 
 def _usable_keys(document: bytes) -> dict[str, jwt.PyJWK]:
-    """The public signature keys of a JWK Set (RFC 7517) by `kid`; others are passed over.
+    """The public signature keys of a JWK Set (RFC 7517) by `kid`. Other keys are ignored.
 
-    Raises ValueError when there are none.
+    Raises ValueError if there are none.
     """
     parsed = json.loads(document)
     listed = parsed.get("keys") if isinstance(parsed, dict) else None
@@ -201,21 +202,21 @@ def _usable_keys(document: bytes) -> dict[str, jwt.PyJWK]:
 
 
 def _public_key(jwk: Any) -> jwt.PyJWK | None:
-    # A private member has no business in a published set: whoever reads it can sign.
+    # A key with a private member is not trusted: everybody who reads the set could sign with it.
     if not isinstance(jwk, dict) or not isinstance(jwk.get("kid"), str) or "d" in jwk:
         return None
     if jwk.get("use", "sig") != "sig":
         return None
-    # Before PyJWT sees it: of these kinds only, and its `alg`, if it names one, fitting its kind.
+    # Checked before PyJWT: the kind must be one of ALGORITHMS, and an `alg` must fit the kind.
     kind = (jwk.get("kty"), jwk.get("crv"))
-    fitting = [algorithm for algorithm, its_kind in ALGORITHMS.items() if its_kind == kind]
+    fitting = [algorithm for algorithm, key_kind in ALGORITHMS.items() if key_kind == kind]
     if not fitting or jwk.get("alg", fitting[0]) not in fitting:
         return None
     try:
         key = jwt.PyJWK(jwk, jwk.get("alg", fitting[0]))
     except (jwt.PyJWTError, ValueError, TypeError, KeyError):
         return None
-    # cryptography refuses points that are not on their curve, and exponents of RSA below 3 or even.
+    # cryptography itself refuses points off the curve, and RSA exponents that are even or below 3.
     return None if _is_weak(jwk["kty"], key.key) else key
 
 

@@ -1,8 +1,8 @@
 # [Task]: T004 [From]: specs/requirements.md
-"""The form of a log line, text for people and JSON for machines, and how lines are written.
+"""The format of log lines, text or JSON, and their writer.
 
-Every line carries the id of the request it belongs to, which kit/middleware.py sets. The line that
-each request gets is made by kit/access_log.py.
+Every line has the id of its request, which kit/middleware.py sets. kit/access_log.py makes the line
+of each request.
 """
 
 import json
@@ -30,23 +30,23 @@ current_request_id: ContextVar[str] = ContextVar("current_request_id", default="
 
 # Seconds without a failure after which an outage is over.
 OUTAGE_QUIET = 1.0
-# Lines that may wait to be written.
+# The most lines that wait to be written.
 MAX_WAITING = 10_000
-# Seconds in which lines are gathered to be written together, and how many at most.
+# Lines are collected for so many seconds, and at most so many are written together.
 GATHERING = 0.01
 BATCH = 1_000
-# Seconds that an end of the process waits for them.
+# Seconds that the end of the process waits for lines to be written.
 FLUSH_TIMEOUT = 0.5
 
-# What would end a line, move a terminal's cursor or can't be encoded.
+# Characters that would end a line, move a terminal's cursor or can't be encoded.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _COLOURS = {"DEBUG": 36, "INFO": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 91}
 
 
 class LineFormatter(logging.Formatter):
-    """Text on a terminal and JSON otherwise, unless LOG_FORMAT says which.
+    """Formats text on a terminal and JSON otherwise, unless LOG_FORMAT says which.
 
-    The settings are read when a line is formatted: one line may say that they are refused.
+    It reads the settings for each line, because a line may report that they are invalid.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -54,7 +54,7 @@ class LineFormatter(logging.Formatter):
         self._stream = stream
 
     def formatException(self, ei: Any) -> str:
-        """The traceback, without what may be data of users."""
+        """The traceback without user data."""
         return safe_traceback(ei[1])
 
     def format(self, record: logging.LogRecord) -> str:
@@ -74,21 +74,21 @@ class LineFormatter(logging.Formatter):
         if self._stream is not None and self._stream.isatty():
             level = f"\x1b[{_COLOURS.get(record.levelname, 0)}m{level}\x1b[0m"
         padding = " " * (8 - len(record.levelname))
-        # Indented, so that nothing in it can be taken for a line of its own.
+        # Indented, so that no line of it looks like a log line.
         indented = "".join(f"\n    {_visible(line)}" for line in trace.splitlines())
         return f"{level}{padding} [{current_request_id.get()}] {_visible(message)}{indented}"
 
 
 def is_json(stream: TextIO | None) -> bool:
-    """Whether what is written there is to be JSON."""
+    """Whether lines on this stream are JSON."""
     chosen = None
-    with suppress(SettingsError):  # Which is one of the lines to come.
+    with suppress(SettingsError):  # A line will report it.
         chosen = get_settings().log_format
     return chosen == "json" if chosen else stream is None or not stream.isatty()
 
 
 def timestamp(seconds: float) -> str:
-    """RFC 3339, UTC, with milliseconds."""
+    """The time in RFC 3339, UTC, with milliseconds."""
     return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
 
 
@@ -102,15 +102,15 @@ def _visible(text: str) -> str:
 
 
 class LineWriter:
-    """Writes lines to a file from a thread of its own, which nobody waits for.
+    """Writes lines to a file from its own thread, so that no request waits for the file.
 
-    A reader that stalls blocks only that thread. While it does, `MAX_WAITING` lines are kept and
-    further ones dropped. Lines that can't be written are dropped as well. The number of dropped
-    lines is logged when writing works again.
+    A reader that stalls blocks only that thread. Meanwhile up to `MAX_WAITING` lines are kept and
+    further ones are dropped. Lines that can't be written are dropped, too. When writing works
+    again, the number of dropped lines is logged.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        # A standard stream that is closed at the start is None: each write to -1 fails.
+        # A standard stream that was closed at the start is None. Each write to -1 fails.
         self._file = -1 if stream is None else stream.fileno()
         self._waiting: SimpleQueue[bytes | threading.Event | None] = SimpleQueue()
         self._dropped = 0
@@ -119,14 +119,14 @@ class LineWriter:
         self._thread.start()
 
     def write(self, line: str) -> None:
-        """Take a line, or drop it if too many wait already. It ends with a line break."""
+        """Queue a line that ends with a line break, or drop it if too many are queued."""
         if self._waiting.qsize() < MAX_WAITING:
             self._waiting.put(line.encode())
         else:
             self._dropped += 1
 
     def flush(self) -> None:
-        """Wait until all lines are written, at most `FLUSH_TIMEOUT`."""
+        """Wait up to `FLUSH_TIMEOUT` until all lines are written."""
         # After a fork, the thread exists in the parent process only.
         if self._thread.is_alive():
             written = threading.Event()
@@ -134,17 +134,17 @@ class LineWriter:
             written.wait(FLUSH_TIMEOUT)
 
     def close(self) -> None:
-        """Write what waits, as `flush` does, and end."""
+        """Flush and stop the thread."""
         self.flush()
         self._waiting.put(None)
 
     def _write_all(self) -> None:
         while True:
             items = [self._waiting.get()]
-            # Each turn of this thread costs the event loop some time, so it takes several lines.
+            # Each switch to this thread delays the event loop, so it takes several lines at once.
             time.sleep(GATHERING)
             items += [self._waiting.get() for _ in range(min(self._waiting.qsize(), BATCH))]
-            # Several workers may write to one pipe, where PIPE_BUF bytes stay in one piece.
+            # Workers may share one pipe, which keeps writes of up to PIPE_BUF bytes in one piece.
             lines = b""
             for item in items:
                 if not isinstance(item, bytes) or len(lines) + len(item) > PIPE_BUF:
@@ -166,7 +166,7 @@ class LineWriter:
             while left:
                 try:
                     left = left[os.write(self._file, left) :]
-                except BlockingIOError:  # Whoever started this process made the file so.
+                except BlockingIOError:  # The parent process has made the file non-blocking.
                     select.select((), (self._file,), ())
         except OSError:
             self._line_is_broken |= len(left) < len(lines)
@@ -179,7 +179,7 @@ class LineWriter:
 
 
 class LineHandler(logging.Handler):
-    """Writes records in this service's form, by a LineWriter."""
+    """Writes records in this service's format with a LineWriter."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
@@ -187,27 +187,27 @@ class LineHandler(logging.Handler):
         self._writer = LineWriter(stream)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Format a record and take it to be written."""
+        """Format a record and queue it."""
         try:
             self._writer.write(self.format(record) + "\n")
         except Exception:
             self.handleError(record)
 
     def flush(self) -> None:
-        """As LineWriter's."""
+        """Wait until all lines are written."""
         self._writer.flush()
 
     def close(self) -> None:
-        """End the writer."""
+        """Close the writer."""
         self._writer.close()
         super().close()
 
 
 @contextmanager
 def service_logs(settings: Settings) -> Iterator[None]:
-    """Inside, this service's lines are shown from LOG_LEVEL on, and records have a `request_id`.
+    """Inside, the service logs from LOG_LEVEL on, and all records have a `request_id`.
 
-    An operator's own log configuration is left as it is; its formats may use `%(request_id)s`.
+    An operator's own log configuration stays as it is. Its formats may use `%(request_id)s`.
     """
     make_record = logging.getLogRecordFactory()
 
@@ -215,9 +215,9 @@ def service_logs(settings: Settings) -> Iterator[None]:
         record = make_record(*args, **kwargs)
         record.request_id = current_request_id.get()
         if record.exc_info and record.exc_info[1] is not None:
-            # What other formatters take for the traceback that they have made themselves.
+            # Other formatters use this text instead of making the traceback themselves.
             record.exc_text = safe_traceback(record.exc_info[1])
-            if record.name == "asyncio":  # Its text goes on with what the tasks and errors are.
+            if record.name == "asyncio":  # Its later lines describe tasks and errors with values.
                 record.msg = str(record.msg).partition("\n")[0]
         return record
 
@@ -237,10 +237,10 @@ def service_logs(settings: Settings) -> Iterator[None]:
 
 
 class Outage:
-    """Something that goes wrong for a while: one log line when it begins, one when it is over.
+    """A failure that lasts: it is logged once when it begins and once when it is over.
 
-    It is over when it has not gone wrong for a second, so that a fault which hits some requests and
-    not others is one outage.
+    It is over after OUTAGE_QUIET seconds without a failure, so that a fault that hits only some
+    requests is one outage.
     """
 
     def __init__(self, logger: logging.Logger, what: str) -> None:
@@ -250,14 +250,14 @@ class Outage:
         self._last = 0.0
 
     def begins(self, reason: str) -> None:
-        """It has gone wrong."""
+        """Record a failure."""
         self._last = time.monotonic()
         if self._began is None:
             self._began = self._last
             self._logger.error("%s: %s", self._what, reason)
 
     def ends(self) -> None:
-        """It has gone well."""
+        """Record a success."""
         if self._began is not None and time.monotonic() - self._last >= OUTAGE_QUIET:
             self._logger.warning("over after %.1f s: %s", self._last - self._began, self._what)
             self._began = None

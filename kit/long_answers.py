@@ -1,8 +1,8 @@
 # [Task]: T090 [From]: specs/requirements.md
-"""Long answers: a bound on the memory that they take, and how they are sent.
+"""Long answers: limits the memory that they use, and sends them in chunks.
 
-A server keeps what it is given until the client has read it. So a long answer is handed over in
-chunks, each when the server has taken the ones before, and the bytes that are left are counted.
+A server buffers what it gets until the client has read it. So a long answer is sent in chunks, with
+backpressure, and the bytes that are not sent yet are counted.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from kit.logs import Outage
 
 logger = logging.getLogger("tasks.answers")
 
-# Bytes. An answer up to this is sent in one piece and not counted.
+# Bytes. An answer up to this size is sent in one piece and not counted.
 SHORT = 64 * 1024
-# Bytes of long answers that are being made or not yet sent.
+# The most bytes of long answers that are being made or not sent yet, per user and in all.
 PER_USER = 16 * 2**20
 IN_ALL = 64 * 2**20
-# Servers take some chunks ahead: Granian four, and each what its buffer holds.
+# Bytes. Servers buffer some chunks: Granian four, besides its write buffer.
 CHUNK = 32 * 1024
-# Seconds that a client may take to make room for one chunk.
+# Seconds that a client may take to accept one chunk.
 STALL_TIMEOUT = 30.0
 
 
 class LongAnswers:
-    """The bytes of long answers in one process, per user and in all."""
+    """Counts the bytes of long answers in one process, per user and in all."""
 
     def __init__(self, per_user: int = PER_USER, in_all: int = IN_ALL) -> None:
         self._per_user = per_user
@@ -41,18 +41,18 @@ class LongAnswers:
 
     @property
     def bytes(self) -> int:
-        """Those of all users."""
+        """The bytes of all users."""
         return self._users.total()
 
     def share(self, user_id: str) -> "Share":
-        """A share of an answer to this user, empty so far."""
+        """A new, empty share for an answer to this user."""
         return Share(self, user_id)
 
     def change(self, user_id: str, before: int, now: int) -> None:
-        """A user's answer has another size. Raises TooManyLongAnswers if it is too large.
+        """Change the size of a user's answer. Raises TooManyLongAnswers if it is too large.
 
-        A user's only answer may be larger than the bound, so that each list can be sent, but not
-        while another one is. For others, it then takes no more than the bound.
+        The only answer of a user may exceed PER_USER, so that every list can be sent, but only one
+        such answer at a time. Towards IN_ALL, it counts as PER_USER.
         """
         of_user = self._users[user_id] - before
         if now > before:
@@ -74,9 +74,9 @@ class LongAnswers:
 
 
 class Share:
-    """The bytes that one answer takes. They are given back when it fails, is sent or is dropped.
+    """The bytes that one answer uses. They are released when it fails, is sent or is dropped.
 
-    As a context, it is the making of the answer.
+    Use it as a context manager while the answer is made.
     """
 
     def __init__(self, answers: LongAnswers, user_id: str) -> None:
@@ -85,7 +85,7 @@ class Share:
         self.size = 0
 
     def resize(self, size: int) -> None:
-        """Raises TooManyLongAnswers if it grows beyond the bounds."""
+        """Set the size. Raises TooManyLongAnswers if it exceeds the limits."""
         if size != self.size:
             self._answers.change(self._user_id, self.size, size)
             self.size = size
@@ -102,7 +102,7 @@ class Share:
 
 
 class LongAnswer(Response):
-    """JSON in several parts. Each is let go when the server has taken it."""
+    """A JSON response in parts. Each part is released when the server has taken it."""
 
     media_type = "application/json"
 
@@ -125,7 +125,7 @@ class LongAnswer(Response):
                         await send({"type": "http.response.body", "body": body, "more_body": more})
                     self._share.resize(self._share.size - len(body))
         except TimeoutError:
-            # The server closes the connection of an answer that is not complete.
+            # The server closes the connection, since the answer is not complete.
             logger.info("a client did not read a long answer for %g s", STALL_TIMEOUT)
         finally:
             self._parts.clear()

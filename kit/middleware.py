@@ -1,8 +1,9 @@
 # [Task]: T054 [From]: specs/design.md
-"""The one layer around everything: what every request gets, whatever becomes of it.
+"""The one middleware around the whole app.
 
-An id, HTTP's rules that servers leave to the application, a strict path (paths.py), CORS (cors.py),
-protective headers, a 500 for a bug (errors.py), a line in the log (access_log.py).
+Every request gets: an id, the HTTP checks that servers leave to applications, a prepared path
+(paths.py), CORS (cors.py), protective headers, a 500 for a bug (errors.py), and an access line
+(access_log.py).
 """
 
 import asyncio
@@ -31,18 +32,18 @@ _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 _CACHE_CONTROL = (b"cache-control", b"private, no-cache")
 
-# What nginx has in its log for a request that was not sent to its end, and so never answered.
-_CLIENT_WENT_AWAY = 499
-# Answers that are made before a body is read.
+# nginx logs this status if the client disconnected before it got an answer.
+_CLIENT_DISCONNECTED = 499
+# Statuses of answers that may be sent before the body is read.
 _BEFORE_BODIES = frozenset({401, 403, 405, 413})
-# Seconds in which the rest of such a body is discarded, and in which its next part has to come.
+# Seconds in which the rest of such a body is discarded, and the longest pause between its parts.
 _DISCARDING, _PAUSE = 2.0, 0.1
 
 
 class RequestMiddleware:
-    """ASGI middleware; outside of HTTP it only sees that a refused start is told plainly.
+    """ASGI middleware for all requests. For a lifespan, it only shortens startup errors.
 
-    One layer with one `send`, since each of its own costs every request some microseconds.
+    It is one layer with one `send`, because every further layer would cost some microseconds.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -66,7 +67,7 @@ class RequestMiddleware:
             common += cors_headers(sent.get(b"origin"))
         if fault is not None:
             app = JSONResponse({"detail": fault}, 400, {"Connection": "close"})
-        has_begun = went_away = False
+        has_begun = disconnected = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal has_begun
@@ -79,7 +80,7 @@ class RequestMiddleware:
                 status = message["status"]
                 if status in _BEFORE_BODIES and not sent.keys().isdisjoint(_FRAMING):
                     await _discard_body(sent, receive)
-                shown = _CLIENT_WENT_AWAY if went_away else status
+                shown = _CLIENT_DISCONNECTED if disconnected else status
                 access_log.write(scope, request_id, shown, time.perf_counter() - began)
             elif method == "HEAD":
                 message["body"] = b""
@@ -89,8 +90,8 @@ class RequestMiddleware:
             await app(scope, receive, send_with_headers)
         except ClientDisconnect:
             if not has_begun:
-                # Granian says so of a malformed body, too, whose client waits for an answer.
-                went_away = True
+                # Granian reports a malformed body in the same way; its client gets this answer.
+                disconnected = True
                 answer = JSONResponse({"detail": BodyLost.detail}, 400, BodyLost.headers)
                 await answer(scope, receive, send_with_headers)
         except Exception:
@@ -104,11 +105,11 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 
 
 async def _discard_body(sent: Mapping[bytes, bytes], receive: Receive) -> None:
-    """Read the rest of a body that is on its way.
+    """Read and discard the rest of a body.
 
-    A server that closes a connection with bytes unread resets it, and its client loses the answer.
+    If a server closes a connection with unread bytes, it is reset and the client loses the answer.
     """
-    if b"expect" in sent:  # It has not been sent.
+    if b"expect" in sent:  # The client has not sent the body.
         return
     with suppress(TimeoutError):
         async with asyncio.timeout(_DISCARDING):
@@ -118,18 +119,18 @@ async def _discard_body(sent: Mapping[bytes, bytes], receive: Receive) -> None:
                 more = message.get("more_body", False)
 
 
-# RFC 3986 §3.2.2 and §3.2.3, but for addresses of versions to come.
+# RFC 3986 §3.2.2 and §3.2.3, without IPvFuture.
 _NAME = re.compile(rb"(?:[\w.~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})++(?::[0-9]*)?")
 _PORT = re.compile(rb"(?::[0-9]*)?")
-# No lists: two lines of one contradict each other.
+# Headers that are no lists, so that two lines contradict each other.
 _SINGLE = (b"host", b"content-length", b"content-type", b"idempotency-key")
 
 
 def headers_of(scope: Scope) -> tuple[dict[bytes, bytes], str | None]:
-    """The headers by name, and what HTTP forbids about the request, in a sentence for its client.
+    """The headers by name, and a sentence for the client if the request violates HTTP.
 
-    The scope has one line of each header from then on (RFC 9110 §5.3), but for Authorization: two
-    of those are a missing token.
+    It joins repeated headers in the scope into one line (RFC 9110 §5.3), except Authorization: two
+    of those count as a missing token.
     """
     headers = dict(scope["headers"])
     if len(headers) < len(scope["headers"]):
@@ -150,7 +151,7 @@ def headers_of(scope: Scope) -> tuple[dict[bytes, bytes], str | None]:
 
 def _fault(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
     host = headers.get(b"host", b"")
-    # Granian shows a missing Host as an empty one.
+    # Granian gives an empty Host if the header is missing.
     if not _is_host(host) and (host or scope.get("http_version") == "1.1"):
         return "Host must be one host, with or without a port"
     if b"transfer-encoding" in headers:
@@ -180,25 +181,25 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestIDs:
-    """Gives each request its id."""
+    """Gives each request an id."""
 
     def __init__(self) -> None:
-        # Unlike any other process's; within one, a number is enough, and needs no random bytes.
+        # Random per process. Within a process, a counter is enough and is faster.
         self._process = secrets.token_hex(6)
         self._numbers = itertools.count(1)
 
     def id_for(self, sent: bytes | None) -> str:
-        """What was sent as `X-Request-ID`, if it is well-formed, and else one that is new."""
+        """The `X-Request-ID` that was sent if it is well-formed, else a new one."""
         if sent is not None and _REQUEST_ID.fullmatch(sent):
             return sent.decode()
         return f"{self._process}-{next(self._numbers):08x}"
 
 
 def plain_startup_errors(send: Send) -> Send:
-    """The `send` of a lifespan that hands the server SettingsError's words, not a traceback."""
+    """The `send` of a lifespan. It reports a SettingsError as its message, without a traceback."""
 
     async def send_plainly(message: Message) -> None:
-        # Starlette sends this one while it handles the exception.
+        # Starlette sends this message while it handles the exception.
         error = sys.exception()
         if message["type"] == "lifespan.startup.failed" and isinstance(error, SettingsError):
             message = {**message, "message": str(error)}

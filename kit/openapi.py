@@ -1,15 +1,15 @@
 # [Task]: T057 [From]: specs/requirements.md
-"""What the OpenAPI document says beyond what FastAPI finds out: names, headers, bodies by name.
+"""Completes FastAPI's OpenAPI document: operation ids, headers, named request bodies.
 
-Client generators read it, so a request body has no `default` (some take such a member for required)
-and each body and header is a component with a name.
+Client generators read it. So each body and header is a named component, and members of a body have
+no `default`, because some generators treat such members as required.
 """
 
 from typing import Any
 
 from fastapi.routing import APIRoute
 
-# A part after a dot tells headers of one name apart.
+# A suffix after a dot distinguishes headers of the same name.
 HEADERS = {
     "ETag": (
         "The version of the task, a strong tag, for If-None-Match and If-Match",
@@ -39,7 +39,7 @@ type Responses = dict[int | str, dict[str, Any]]
 
 
 def operation_id(route: APIRoute) -> str:
-    """The endpoint's own name, which clients are generated with: it stays when a path changes."""
+    """The endpoint's name. Generated clients use it, and it does not change with the path."""
     return route.name
 
 
@@ -53,12 +53,12 @@ def headers(*names: str) -> dict[str, Any]:
 
 
 def with_headers(status: int, *names: str) -> Responses:
-    """The `responses` of an endpoint whose success comes with these headers."""
+    """The `responses` of an endpoint whose successful response has these headers."""
     return {status: {"headers": headers(*names)}}
 
 
 def complete(document: dict[str, Any]) -> None:
-    """Name the request bodies and the headers, and give every response its X-Request-ID."""
+    """Make request bodies and headers components, and add X-Request-ID to every response."""
     components = document["components"]
     components["headers"] = {
         name: {"description": description, "schema": {"type": "string"}, "example": example}

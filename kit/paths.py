@@ -1,5 +1,5 @@
 # [Task]: T007 [From]: specs/decisions.md
-"""User ids in paths: kept encoded while a route is found, then decoded (D4)."""
+"""User ids in paths: they stay encoded until the route is found, then are decoded (D4)."""
 
 import re
 from urllib.parse import unquote
@@ -9,19 +9,17 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
-
-# pydantic wants this TypedDict rather than typing's for total=False fields with metadata.
 from starlette.types import Scope
 
 USER_ID_LENGTH = 255
 
 
-# Control characters and lone surrogates, which no user id may hold.
+# Control characters and lone surrogates. No user id may contain them.
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class OrAbsent:
-    """For what is None when it is left out: its JSON schema without null, which can't be sent."""
+    """Removes null from the JSON schema of an optional parameter, since null can't be sent."""
 
     def __get_pydantic_json_schema__(
         self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -32,13 +30,14 @@ class OrAbsent:
 
 
 def decode_user_id(segment: str) -> str:
-    """A path segment as keep_whole_segments leaves it, as the user id that it stands for."""
+    """The user id of a path segment that keep_whole_segments has prepared."""
     return unquote(segment) if "%" in segment else segment
 
 
 def keep_whole_segments(scope: Scope) -> None:
-    """Leave `%2F` and `%25` encoded in the path, so that a slash inside a user id never splits it;
-    decode_user_id does the rest.
+    """Keep `%2F` and `%25` encoded in the path, so that a slash in a user id does not split it.
+
+    decode_user_id decodes them.
     """
     raw_path: bytes = scope.get("raw_path") or b""
     if b"%" in raw_path:

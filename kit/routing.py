@@ -1,9 +1,9 @@
 # [Task]: T040 [From]: specs/design.md
-"""Routing: DirectRoute, which calls an endpoint directly, the table that finds a route, and the app
+"""Routing: DirectRoute calls an endpoint directly, RouteTable finds the route, TaskAPI is the app
 that uses both (specs/decisions.md, D15, D33).
 
-FastAPI works out with each request which dependency wants what. Here that is done once, when the
-route is made, and what is left of it is a few calls.
+FastAPI resolves dependencies anew for each request. DirectRoute does that once, when the route is
+made, so a request costs only the calls themselves.
 """
 
 import inspect
@@ -29,16 +29,16 @@ from kit.body import read_body
 from kit.middleware import RequestMiddleware
 from kit.openapi import complete
 
-# What the dependencies have given so far, by their callables.
+# The values of dependencies, by their callables.
 type Given = dict[Callable[..., Any], Any]
 
 type Step = Callable[[Request, Given], Awaitable[Response]]
 
 
 class EndsBeforeResponse[T]:
-    """A dependency with a part that comes after the endpoint, and before the response is sent.
+    """A generator dependency that ends after the endpoint and before the response is sent.
 
-    FastAPI ends a generator after the response unless every `Depends` on it has scope="function".
+    FastAPI would end it after the response, unless every `Depends` on it has scope="function".
     """
 
     def __init__(self, function: Callable[[Request], AsyncIterator[T]]) -> None:
@@ -53,16 +53,16 @@ class EndsBeforeResponse[T]:
 def ends_before_response[T](
     function: Callable[[Request], AsyncIterator[T]],
 ) -> EndsBeforeResponse[T]:
-    """The generator as a dependency, `yield`ing once, that ends before the response is sent."""
+    """Make a generator that yields once a dependency that ends before the response is sent."""
     return EndsBeforeResponse(function)
 
 
 class DirectRoute(APIRoute):
     """An APIRoute whose endpoint returns a Response and whose dependencies take just the request.
 
-    Mount it as it is: `FastAPI(routes=router.routes)`. FastAPI's own solver does the same in its
-    place while `app.dependency_overrides` holds anything, and in an app that includes the router.
-    Raises TypeError for an endpoint or a dependency that it can't call.
+    Mount it with `FastAPI(routes=router.routes)`. FastAPI's own solver is used instead, with the
+    same results, if `app.dependency_overrides` is not empty or an app includes the router. Raises
+    TypeError for an endpoint or a dependency that it can't call.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -77,7 +77,7 @@ class DirectRoute(APIRoute):
             )
         step = _endpoint_step(self.dependant)
         called: list[Any] = []
-        # What several parameters ask for is given once.
+        # A dependency of several parameters is called once.
         dependencies: dict[Any, Dependant] = {d.call: d for d in self.dependant.dependencies}
         for call, dependency in reversed(dependencies.items()):
             enter = _context(dependency)
@@ -89,7 +89,7 @@ class DirectRoute(APIRoute):
         self.app = self._respond
 
     def respond(self, request: Request) -> Awaitable[Response]:
-        """The endpoint's answer; every dependency has ended by then. Raises what they raise."""
+        """The endpoint's response, after all dependencies have ended."""
         return self._first_step(request, {})
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,7 +102,7 @@ class DirectRoute(APIRoute):
 
 
 def _endpoint_step(dependant: Dependant) -> Step:
-    """Validate the declared parameters and call the endpoint."""
+    """A step that validates the declared parameters and calls the endpoint."""
     endpoint: Any = dependant.call
     signature = inspect.signature(endpoint, eval_str=True)
     given = [(d.name, d.call) for d in dependant.dependencies if d.name and d.call]
@@ -128,7 +128,7 @@ def _endpoint_step(dependant: Dependant) -> Step:
         errors: list[Any] = []
         path_params = request.scope["path_params"]
         for name, alias, validate in path:
-            # A part of the path is always there, and once.
+            # A path parameter is always present, exactly once.
             loc = ("path", alias)
             arguments[name], its_errors = validate(path_params[alias], loc=loc)
             errors += its_errors
@@ -145,7 +145,7 @@ def _endpoint_step(dependant: Dependant) -> Step:
 
 
 def _check_endpoint(endpoint: Any, signature: inspect.Signature, names: set[str | None]) -> None:
-    """Raise TypeError for one that a DirectRoute can't call."""
+    """Raise TypeError if a DirectRoute can't call the endpoint."""
     name, cure = _name(endpoint), "or use FastAPI's APIRoute"
     if not inspect.iscoroutinefunction(endpoint):
         raise TypeError(f"{name} is not async: write `async def`, {cure}")
@@ -163,8 +163,8 @@ def _check_endpoint(endpoint: Any, signature: inspect.Signature, names: set[str 
 class _Others:
     """The query, header or cookie parameters of an endpoint.
 
-    Most requests send none of them. What FastAPI makes of nothing is then taken as it was found
-    when the route was made, unless that is an error or might be changed by whoever gets it.
+    Most requests send none of them. Then the values that FastAPI computed when the route was made
+    are used again, unless they include an error or a mutable value.
     """
 
     def __init__(self, fields: list[ModelField], source: str) -> None:
@@ -174,14 +174,14 @@ class _Others:
         values, errors = request_params_to_args(fields, {})
         infos = [field.field_info for field in fields]
         fixed = not errors and all(info.default_factory is None for info in infos)
-        # A copy of what can't be changed is the thing itself.
+        # deepcopy returns an immutable value itself.
         fixed = fixed and all(deepcopy(value) is value for value in values.values())
-        self._of_nothing = (values, errors) if fixed else None
+        self._if_absent = (values, errors) if fixed else None
 
     def read(self, request: Request) -> tuple[dict[str, Any], list[Any]]:
         """Values by the names of parameters, and errors."""
-        if self._of_nothing is not None and not self._are_sent(request.scope):
-            return self._of_nothing
+        if self._if_absent is not None and not self._are_sent(request.scope):
+            return self._if_absent
         return request_params_to_args(self.fields, getattr(request, self._source))
 
     def _are_sent(self, scope: Scope) -> bool:
@@ -191,7 +191,7 @@ class _Others:
 
 
 def _headers(fields: list[ModelField], source: str) -> set[bytes] | None:
-    """The names of the headers that parameters come in; None for those of the query."""
+    """The names of the headers that contain the parameters; None for query parameters."""
     match source:
         case "query_params":
             return None
@@ -203,7 +203,7 @@ def _headers(fields: list[ModelField], source: str) -> set[bytes] | None:
 
 
 def _context(dependency: Dependant) -> Callable[[Request], Any] | None:
-    """The context manager of a dependency that ends after the endpoint, None for any other.
+    """The context manager of a generator dependency; None for any other dependency.
 
     Raises TypeError for one that a DirectRoute can't call.
     """
@@ -236,7 +236,7 @@ def _name(call: Any) -> str:
 
 
 def _after(calls: Sequence[Callable[..., Any]], step: Step) -> Step:
-    """Call dependencies, one after the other, before the next step."""
+    """A step that calls dependencies in turn, then the next step."""
     if not calls:
         return step
 
@@ -249,7 +249,7 @@ def _after(calls: Sequence[Callable[..., Any]], step: Step) -> Step:
 
 
 def _within(call: Callable[..., Any], enter: Callable[[Request], Any], step: Step) -> Step:
-    """Enter a dependency's context, and leave it after the next step."""
+    """A step that runs the next step inside a dependency's context."""
 
     async def within(request: Request, solved: Given) -> Response:
         async with enter(request) as solved[call]:
@@ -259,14 +259,14 @@ def _within(call: Callable[..., Any], enter: Callable[[Request], Any], step: Ste
     return within
 
 
-# Those of which it is known that they match by their path's segments and their methods alone.
+# Route classes that match by path segments and method alone.
 _KNOWN = (Route, APIRoute, DirectRoute)
 
 
 class _Entry(NamedTuple):
-    """A route, and by their places the segments of its path: literal ones, names of parameters.
+    """A route with the positions of its literal segments and of its parameters.
 
-    None stands for a route that is not called directly.
+    The route is None if it can't be called directly.
     """
 
     route: DirectRoute | None
@@ -277,8 +277,8 @@ class _Entry(NamedTuple):
 class RouteTable:
     """A router's routes by method and number of segments.
 
-    Starlette tries the regular expression of one route after the other. The first that matches wins
-    here, too: the table ends before the first route that it can't judge, such as a mount.
+    Starlette tries the regular expressions of all routes in turn. The first match wins here, too:
+    the table ends before the first route of a class that it does not know, such as a mount.
     """
 
     def __init__(self, router: Router) -> None:
@@ -287,7 +287,7 @@ class RouteTable:
         self._entries: dict[tuple[str, int], list[_Entry]] = {}
 
     def find(self, method: str, path: str) -> tuple[DirectRoute, dict[str, str]] | None:
-        """The DirectRoute and its parameters, or None if Starlette is to look."""
+        """The DirectRoute and its parameters, or None if Starlette must find the route."""
         if self._routes != self._router.routes:
             self._routes = list(self._router.routes)
             self._entries = _entries(self._routes)
@@ -313,7 +313,7 @@ def _entries(routes: Sequence[BaseRoute]) -> dict[tuple[str, int], list[_Entry]]
         literals = [(at, segment) for at, segment in segments if "{" not in segment]
         parameters = [(at, segment[1:-1]) for at, segment in segments if "{" in segment]
         if any(name not in route.param_convertors for _, name in parameters) or not route.methods:
-            break  # A segment that is more than a parameter, or one of a type; any method.
+            break  # A convertor, text around a parameter, or a route for any method.
         entry = _Entry(route if isinstance(route, DirectRoute) else None, literals, parameters)
         for method in route.methods:
             entries[method, len(segments)].append(entry)
@@ -324,16 +324,16 @@ _ERROR = "tasks.error"
 
 
 class TaskAPI(FastAPI):
-    """A FastAPI app that calls DirectRoutes without the layers of FastAPI's routers."""
+    """A FastAPI app that calls DirectRoutes without FastAPI's router layers."""
 
     def openapi(self) -> dict[str, Any]:
-        """As FastAPI's, made once, and completed."""
+        """FastAPI's document, completed and cached."""
         if self.openapi_schema is None:
             complete(super().openapi())
         return super().openapi()
 
     def build_middleware_stack(self) -> ASGIApp:
-        """RequestMiddleware, then what `add_middleware` was given, then the routes."""
+        """RequestMiddleware, then the middleware of `add_middleware`, then the routes."""
         app: ASGIApp = _Routes(self)
         for cls, args, kwargs in reversed(self.user_middleware):
             app = cls(app, *args, **kwargs)
@@ -341,10 +341,9 @@ class TaskAPI(FastAPI):
 
 
 class _Routes:
-    """DirectRoutes, called directly, and all else in FastAPI's way.
+    """Calls DirectRoutes directly and passes all other requests to FastAPI.
 
-    FastAPI's way is also taken where it may know more: while `dependency_overrides` holds anything,
-    and where OpenTelemetry follows the request.
+    FastAPI also gets requests while `dependency_overrides` is not empty or telemetry is on.
     """
 
     def __init__(self, app: FastAPI) -> None:
@@ -352,7 +351,7 @@ class _Routes:
         self._table = RouteTable(app.router)
         handlers = app.exception_handlers
         routes = AsyncExitStackMiddleware(app.router)
-        self._frameworks_way = ExceptionMiddleware(routes, handlers, app.debug)
+        self._fastapi = ExceptionMiddleware(routes, handlers, app.debug)
         self._answer_error = ExceptionMiddleware(_raise_error, handlers, app.debug)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -362,8 +361,8 @@ class _Routes:
             found = self._table.find(scope["method"], path)
         if found is None or "fastapi.telemetry" in scope:
             if scope["type"] == "http":
-                receive = _JudgedBody(self._app, scope, receive)
-            await self._frameworks_way(scope, receive, send)
+                receive = _GuardedBody(self._app, scope, receive)
+            await self._fastapi(scope, receive, send)
             return
         route, parameters = found
         scope.setdefault("router", self._app.router)
@@ -382,11 +381,11 @@ async def _raise_error(scope: Scope, _receive: Receive, _send: Send) -> None:
     raise scope[_ERROR]
 
 
-class _JudgedBody:
-    """The `receive` of a request that FastAPI's solver answers: judges the token before the body.
+class _GuardedBody:
+    """The `receive` for FastAPI's solver. It checks the token before it reads the body.
 
-    FastAPI reads a body that an endpoint declares before it solves dependencies. So this asks the
-    route's security dependencies first, and reads within the limits of kit/body.py.
+    FastAPI reads a declared body before it solves dependencies. So this calls the route's security
+    dependencies first, then reads the body within the limits of kit/body.py.
     """
 
     def __init__(self, app: FastAPI, scope: Scope, receive: Receive) -> None:

@@ -1,5 +1,5 @@
 # [Task]: T008 [From]: specs/requirements.md
-"""What a valid token is, and whose it is. Whose path it opens is decided in middleware/auth.py."""
+"""Decides whether a token is valid. middleware/auth.py decides which paths it may use."""
 
 import json
 import logging
@@ -20,27 +20,27 @@ from settings import Settings
 logger = logging.getLogger("tasks.tokens")
 
 MAX_TOKEN_BYTES = 8 * 1024
-# Seconds: clocks of issuer and service differ.
+# Seconds, since the clocks of issuer and service differ.
 AHEAD_LEEWAY = 30
 EXPIRY_LEEWAY = 10
-# The end of the year 9999; a later time is no time.
+# The end of the year 9999. Later times are refused.
 LAST_SECOND = 253_402_300_799
-# Of these only so many are remembered, and so many bytes of them: the oldest goes first.
+# The most tokens, and bytes of tokens, whose verdicts are cached. The oldest is dropped first.
 REMEMBERED_TOKENS = 4096
 REMEMBERED_BYTES = 4 * 1024 * 1024
 
-# Signatures only: the claims are checked here, more strictly than PyJWT would.
+# PyJWT checks signatures only. The claims are checked here, more strictly.
 _JWS = jwt.PyJWS()
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _TYPES = {"jwt", "at+jwt"}
 
 
-# What a valid token says, read-only to its depths: JSON's arrays are tuples in it.
+# The claims of a valid token, deeply read-only. JSON arrays are tuples.
 type Claims = Mapping[str, Any]
 
 
 class _ReadOnlyDict(dict[str, Any]):
-    """A dict, so that it can be compared and serialised; its copies are ordinary dicts."""
+    """A read-only dict. It compares and serialises like a dict; its copies are ordinary dicts."""
 
     def _refuse(self, *_arguments: object, **_options: object) -> NoReturn:
         raise TypeError("claims are read-only: requests with the same token share them")
@@ -53,21 +53,21 @@ class _ReadOnlyDict(dict[str, Any]):
 
 
 class _Verdict(NamedTuple):
-    # Shared by all requests with the token.
+    # All requests with the token share them.
     claims: Claims
     expiry: float
-    # The published key that it rests on; None for a shared secret, which never changes.
+    # The published key of the signature; None for a shared secret, which never changes.
     key: jwt.PyJWK | None
 
 
 class _Expected(NamedTuple):
-    """Who may have issued a token, and for whom."""
+    """The issuers and audiences to accept."""
 
     issuers: tuple[str, ...]
     audiences: tuple[str, ...]
 
     def check(self, claims: dict[str, Any], *, only_if_there: bool = False) -> None:
-        """Raises InvalidToken. Only what is there counts for tokens that need have neither."""
+        """Raise InvalidToken unless both match. `only_if_there` skips absent or unset ones."""
         for name, accepted in (("iss", self.issuers), ("aud", self.audiences)):
             if only_if_there and not (name in claims and accepted):
                 continue
@@ -78,19 +78,19 @@ class _Expected(NamedTuple):
 
 
 class TokenVerifier:
-    """Judges tokens by the policy of the settings.
+    """Verifies tokens as the settings say.
 
-    HS256 only ever meets the shared secrets; the algorithms of keys.ALGORITHMS only ever meet a
-    published key with the token's `kid`, and then `iss` and `aud` count too (RFC 8725 §3.1, §3.8).
-    A good token is remembered, and its age and key looked at again with each use.
+    HS256 is only used with the shared secrets. The algorithms of keys.ALGORITHMS are only used with
+    the published key of the token's `kid`, and then `iss` and `aud` must match (RFC 8725 §3.1,
+    §3.8). The verdict on a valid token is cached. Each use checks its expiry and its key again.
     """
 
     def __init__(self, settings: Settings, key_set: KeySet | None) -> None:
         self._secrets = settings.secrets
         self._key_set = key_set
-        # Of tokens with published keys.
+        # For tokens signed with published keys.
         self._expected = _Expected(settings.issuers, settings.audiences)
-        # Of HS256 tokens: only what is set outright, since their signers use names of their own.
+        # For HS256 tokens: only explicit settings, since their signers choose their own names.
         self._named = _Expected(settings.named_issuers, settings.named_audiences)
         self._verdicts: dict[str, _Verdict] = {}
         self._bytes = 0
@@ -98,7 +98,7 @@ class TokenVerifier:
     async def claims(self, token: str) -> Claims:
         """The claims of a valid token.
 
-        Raises InvalidToken, ExpiredToken, or KeysUnavailable when no verdict can be reached.
+        Raises InvalidToken, ExpiredToken, or KeysUnavailable if the keys can't be fetched.
         """
         verdict = self._verdicts.get(token)
         if verdict is None or not await self._still_holds(verdict):
@@ -161,10 +161,10 @@ class TokenVerifier:
 def _signed_payload(
     token: str, keys: Sequence[bytes | jwt.PyJWK], algorithm: str
 ) -> tuple[bytes | jwt.PyJWK, bytes]:
-    """The first of the keys that the token is signed with, and what it says."""
+    """The key that the signature matches, and the payload."""
     for key in keys:
         try:
-            # One algorithm, which _keys has found to be one for these keys.
+            # Only the one algorithm that _keys has matched with these keys.
             return key, _JWS.decode_complete(token, key, [algorithm])["payload"]
         except jwt.InvalidSignatureError:
             continue
@@ -191,7 +191,7 @@ def _header(token: str) -> dict[str, Any]:
     header = _json_object(text, "header")
     if "typ" in header and str(header["typ"]).lower() not in _TYPES:
         raise InvalidToken("typ is of another kind of token")
-    # Extensions that must be understood (RFC 7515 §4.1.11), unencoded payloads (RFC 7797).
+    # `crit` names extensions that must be supported (RFC 7515 §4.1.11); `b64` is RFC 7797.
     if "crit" in header or "b64" in header:
         raise InvalidToken("crit or b64 in the header")
     if not isinstance(header.get("kid", ""), str):
@@ -200,7 +200,7 @@ def _header(token: str) -> dict[str, Any]:
 
 
 def _check_claims(claims: dict[str, Any]) -> float:
-    """The time at which they expire."""
+    """Check sub, exp, iat and nbf, and return the time of expiry. Raises InvalidToken."""
     subject = claims.get("sub")
     if not isinstance(subject, str) or not 1 <= len(subject) <= USER_ID_LENGTH:
         raise InvalidToken(f"sub is not a string of 1 to {USER_ID_LENGTH} characters")
@@ -210,7 +210,7 @@ def _check_claims(claims: dict[str, Any]) -> float:
         raise InvalidToken("no exp")
     for name in ("exp", "iat", "nbf"):
         value = claims.get(name, 0)
-        # The exact type, since True is an int; the range, since NaN and 1e300 are floats.
+        # True is an int, so the exact type is checked. NaN and 1e300 are floats, so the range is.
         if type(value) not in (int, float) or not 0 <= value <= LAST_SECOND:
             raise InvalidToken(f"{name} is not a time")
         if name != "exp" and value > time.time() + AHEAD_LEEWAY:
@@ -227,7 +227,7 @@ def _read_only(value: Any) -> Any:
 
 @asynccontextmanager
 async def open_verifier(settings: Settings) -> AsyncIterator[TokenVerifier]:
-    """The verifier for as long as the service runs, with the key set if one is asked for."""
+    """The verifier while the service runs, with a key set if the settings name one."""
     if settings.better_auth_secret_previous is not None:
         logger.info(
             "tokens of BETTER_AUTH_SECRET_PREVIOUS are accepted: remove it when the last of them "

@@ -1,8 +1,7 @@
 # [Task]: T086 [From]: specs/requirements.md
-"""Tracebacks for logs and telemetry: all classes and frames, and no data of users.
+"""Tracebacks for logs and telemetry, with all classes and frames but without user data.
 
-The texts of many exceptions quote values: a database's those of a row, Python's what it can't
-convert.
+The texts of many exceptions quote values, for example of a row or of a failed conversion.
 """
 
 import traceback
@@ -13,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kit.database.failures import DRIVER_ERRORS, describe
 
-# Their texts name types, attributes and modules, or are the words of the code that raises them.
+# The texts of these name types, attributes and modules, or are fixed.
 _PLAIN = (
     ArithmeticError,
     AssertionError,
@@ -25,19 +24,19 @@ _PLAIN = (
     RuntimeError,
     TypeError,
 )
-# Where values are converted for a database: there, a TypeError too may quote one.
+# Modules that convert values for a database. There, a TypeError may quote a value, too.
 _CONVERTING = ("aiosqlite", "asyncpg", "kit.database", "sqlalchemy", "sqlmodel")
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
 _CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 
 def safe_traceback(error: BaseException) -> str:
-    """The traceback as Python writes it, chained exceptions included, with safe texts only."""
+    """The traceback as Python formats it, with chained exceptions, but only with safe texts."""
     return "".join(_parts(error, set())).rstrip("\n")
 
 
 def safe_text(error: BaseException) -> str:
-    """The text of an exception, or in its place what can be said without any value."""
+    """The text of an exception if it is safe, else a text without values."""
     if isinstance(error, (SQLAlchemyError, *DRIVER_ERRORS)):
         return describe(error)
     if isinstance(error, _PLAIN) and not any(

@@ -1,5 +1,5 @@
 # [Task]: T096 [From]: specs/requirements.md
-"""Values as people write them: where variables come from, origins, networks, weak secrets."""
+"""Reads variables from environment, `.env` and files, and parses origins, networks and secrets."""
 
 import ipaddress
 import os
@@ -12,9 +12,9 @@ import idna
 from dotenv import dotenv_values
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-# What Better Auth signs with where nobody has set a secret; anybody can read it.
+# Better Auth's public default secret.
 PUBLISHED_SECRET = "better-auth-secret-12345678901234567890"  # noqa: S105
-# Distinct characters that a random secret of 32 has for certain.
+# A random secret of 32 characters has more distinct characters than this.
 FEW_CHARACTERS = 8
 _WORDS = re.compile(
     "change.?me|password|passw0rd|your.?secret|my.?secret|super.?secret|secret.?key|example"
@@ -24,7 +24,7 @@ _WORDS = re.compile(
 
 
 class Unreadable(Exception):
-    """A variable's source can't be read. The message names it and the cure."""
+    """The source of a variable can't be read. The message names it and says what to do."""
 
 
 def read_variables(
@@ -36,9 +36,9 @@ def read_variables(
 ) -> dict[str, str]:
     """The variables of the environment, and those of `.env` that the environment lacks.
 
-    An empty variable is an unset one, but for those that are `refused_when_empty`. Those
-    `from_files` may also be given as `<NAME>_FILE`. A `.env` that can't be read is ignored where
-    the names that the environment has are enough. Raises Unreadable.
+    An empty variable counts as unset, except those in `refused_when_empty`. Those in `from_files`
+    may also be given as `<NAME>_FILE`. An unreadable `.env` is ignored if the environment's names
+    are enough for `is_enough`. Raises Unreadable.
     """
     files = {f"{name}_FILE": name for name in from_files}
 
@@ -54,7 +54,7 @@ def read_variables(
     variables = known(os.environ)
     there = {files.get(name, name) for name in variables}
     try:
-        # A `$` stands for itself there: secrets are literal.
+        # No interpolation: a `$` in a secret is literal.
         written = known(dotenv_values(".env", interpolate=False))
     except (OSError, UnicodeDecodeError) as error:
         if not is_enough(there):
@@ -84,7 +84,7 @@ def _content(name: str, path: str) -> str:
         content = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
         raise Unreadable(f"{name} names a file that can't be read ({error.strerror})") from None
-    except ValueError:  # No UTF-8, or a NUL in the path.
+    except ValueError:  # Not UTF-8, or a NUL in the path.
         raise Unreadable(f"{name} names a file that is not UTF-8 text") from None
     if not content.strip():
         raise Unreadable(f"{name} names a file that is empty")
@@ -100,7 +100,7 @@ def origin(url: str) -> str:
 
 
 def _ascii_host(host: str) -> str:
-    """An international name in the form that DNS has (UTS 46), emoji included, as in browsers."""
+    """The ASCII form of a host name (UTS 46). It accepts emoji, as browsers do."""
     if host.isascii():
         return host.lower()
     try:
@@ -117,7 +117,7 @@ def comma_separated(text: str) -> list[str]:
 
 
 def networks(text: str) -> str:
-    """Addresses and networks, comma-separated. Raises ValueError.
+    """A list of addresses and networks, normalised. Raises ValueError.
 
     A network may be written with any of its addresses.
     """
@@ -138,7 +138,7 @@ def secret_versions(text: str) -> list[str]:
 
 
 def doubt_of_secret(secret: str) -> str | None:
-    """What is likely to be wrong with a secret, to go on after its name; None for a good one."""
+    """The likely mistake in a secret, to follow its name in a sentence; None if there is none."""
     if secret[:1] in "'\"" and secret[-1:] == secret[:1]:
         return (
             "has quotes around it, which are part of it: remove them, unless the frontend has them"

@@ -1,7 +1,7 @@
 # [Task]: T060 [From]: specs/requirements.md
-"""How telemetry is sent: OpenTelemetry's SDK and its OTLP exporters, which read OTEL_* themselves.
+"""Sends telemetry with OpenTelemetry's SDK and its OTLP exporters, which read OTEL_* themselves.
 
-What is recorded is told in record.py.
+record.py records it.
 """
 
 import asyncio
@@ -41,18 +41,17 @@ from kit.tracebacks import safe_text, safe_traceback
 
 logger = logging.getLogger("tasks.telemetry")
 
-# Seconds that an end of the service waits for what is left to be taken.
+# Seconds that the end of the service waits for the last export.
 LAST_EXPORT = 2.0
 
-# What a request's span is not to hold: users' ids, words that are searched for, and whatever else
-# clients write there.
+# Attributes to remove from request spans: they contain user ids, searched words and other input.
 _REDACTED = ("url.path", "url.query")
-# The logger of what the SDK keeps until it is sent.
+# The logger of the SDK's queues.
 _QUEUES = "opentelemetry.sdk._shared_internal"
 
 
 class Providers(NamedTuple):
-    """Where spans, measurements and log records go; those that nobody asked for go nowhere."""
+    """The providers of spans, metrics and log records. Signals that are off have no-op ones."""
 
     tracer: TracerProvider
     meter: MeterProvider
@@ -61,37 +60,37 @@ class Providers(NamedTuple):
 
 @asynccontextmanager
 async def exporting(signals: Collection[str], version: str) -> AsyncIterator[Providers]:
-    """Providers whose telemetry is sent in the background, and the rest of it at the end.
+    """Providers that send telemetry in the background, and the remainder at the end.
 
-    Raises ValueError for a variable that the SDK can't take.
+    Raises ValueError for a variable that the SDK refuses.
     """
     service = Resource.create({SERVICE_NAME: "task-api", SERVICE_VERSION: version})
     resource = service.merge(OTELResourceDetector().detect())
     providers = Providers(NoOpTracerProvider(), NoOpMeterProvider(), NoOpLoggerProvider())
     ends = []
-    with _troubles_told() as troubles:
+    with _problems_logged() as problems:
         if "traces" in signals:
             spans = sdk_trace.TracerProvider(resource=resource, shutdown_on_exit=False)
             spans.add_span_processor(_Redaction())
-            spans.add_span_processor(BatchSpanProcessor(troubles.watched(OTLPSpanExporter())))
+            spans.add_span_processor(BatchSpanProcessor(problems.watched(OTLPSpanExporter())))
             providers = providers._replace(tracer=spans)
             ends.append(spans.shutdown)
         if "metrics" in signals:
-            reader = PeriodicExportingMetricReader(troubles.watched(OTLPMetricExporter()))
+            reader = PeriodicExportingMetricReader(problems.watched(OTLPMetricExporter()))
             meters = sdk_metrics.MeterProvider([reader], resource, shutdown_on_exit=False)
             providers = providers._replace(meter=meters)
             ends.append(meters.shutdown)
         if "logs" in signals:
             records = sdk_logs.LoggerProvider(resource=resource, shutdown_on_exit=False)
             records.add_log_record_processor(_SafeExceptions())
-            sending = BatchLogRecordProcessor(troubles.watched(OTLPLogExporter()))
+            sending = BatchLogRecordProcessor(problems.watched(OTLPLogExporter()))
             records.add_log_record_processor(sending)
             providers = providers._replace(logger=records)
             ends.append(records.shutdown)
         try:
             yield providers
         finally:
-            # In threads that end with the process: one may wait for a collector that is mute.
+            # In daemon threads, since one may wait for a collector that does not answer.
             threads = [Thread(target=end, daemon=True) for end in ends]
             await asyncio.to_thread(_run, threads)
 
@@ -105,7 +104,7 @@ def _run(threads: list[Thread]) -> None:
 
 
 class _Redaction(sdk_trace.SpanProcessor):
-    """A request's span says its route, and neither its path nor its query."""
+    """Removes path and query from request spans. The route stays."""
 
     def on_start(self, span: sdk_trace.Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
         for name in _REDACTED:
@@ -114,7 +113,7 @@ class _Redaction(sdk_trace.SpanProcessor):
 
 
 class _SafeExceptions(sdk_logs.LogRecordProcessor):
-    """Exceptions in records, FastAPI's own included, without data of users."""
+    """Removes user data from exceptions in log records, including those of FastAPI."""
 
     def on_emit(self, log_record: sdk_logs.ReadWriteLogRecord) -> None:
         record = log_record.log_record
@@ -126,28 +125,28 @@ class _SafeExceptions(sdk_logs.LogRecordProcessor):
             }
 
     def shutdown(self) -> None:
-        """Nothing is kept."""
+        """Nothing to do: no record is kept."""
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002
         return True
 
 
-class _Troubles(logging.Handler):
-    """Tells in lines of this service what the SDK and its exporters complain of.
+class _Problems(logging.Handler):
+    """Logs problems of the SDK and its exporters as lines of this service.
 
-    What is not taken by the collector, or dropped, is an outage, of which there is one line at the
-    beginning and one at the end.
+    Telemetry that the collector refuses or that is dropped is an outage: one line when it begins
+    and one when it ends.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._dropping = Outage(logger, "telemetry is dropped")
-        # By the loggers that tell of it.
+        # By the name of the logger that reports it.
         self._outages = {_QUEUES: self._dropping}
 
     def watched[T: OTLPSpanExporter | OTLPMetricExporter | OTLPLogExporter](self, exporter: T) -> T:
-        """The exporter, whose failures are outages from now on."""
-        # Under this name it logs.
+        """The exporter, with its failures logged as outages."""
+        # The name of the exporter's logger.
         name = type(exporter).__module__
         what = {"trace_exporter": "spans", "metric_exporter": "metrics"}.get(
             name.rpartition(".")[2], "log records"
@@ -174,13 +173,13 @@ class _Troubles(logging.Handler):
 
 
 @contextmanager
-def _troubles_told() -> Iterator[_Troubles]:
-    troubles, theirs = _Troubles(), logging.getLogger("opentelemetry")
-    before = theirs.propagate
-    theirs.addHandler(troubles)
-    theirs.propagate = False
+def _problems_logged() -> Iterator[_Problems]:
+    problems, sdk_logger = _Problems(), logging.getLogger("opentelemetry")
+    before = sdk_logger.propagate
+    sdk_logger.addHandler(problems)
+    sdk_logger.propagate = False
     try:
-        yield troubles
+        yield problems
     finally:
-        theirs.propagate = before
-        theirs.removeHandler(troubles)
+        sdk_logger.propagate = before
+        sdk_logger.removeHandler(problems)

@@ -1,7 +1,7 @@
 # [Task]: T060 [From]: specs/requirements.md
-"""What telemetry records: requests, by FastAPI's own means; statements, connections, tokens, log.
+"""What telemetry records: requests (by FastAPI itself), statements, connections, tokens, logs.
 
-Never a token, a secret, a title, a path or who a user is. How it is sent is told in export.py.
+It never records a token, a secret, a title, a path or a user id. export.py sends it.
 """
 
 import logging
@@ -30,7 +30,7 @@ from kit.telemetry.export import Providers
 from kit.telemetry.export import logger as own_logger
 from kit.telemetry.start import configured
 
-# By what was raised; a short list, so that it makes few time series.
+# By error class. The list is short, so that it makes few time series.
 _VERDICTS: dict[type[ServiceError | None], str] = {
     type(None): "valid",
     MissingToken: "missing",
@@ -46,15 +46,15 @@ _SEVERITIES = {
     "ERROR": SeverityNumber.ERROR,
     "CRITICAL": SeverityNumber.FATAL,
 }
-# Whose records are sent, besides those that they hand on.
+# The loggers whose records are sent, with those of their children.
 _LOGGERS = ("tasks", "_granian", "uvicorn.error")
 
 
 class Guard(Protocol):
-    """What judges tokens, and tells its verdicts."""
+    """Checks tokens and reports its verdicts to an observer."""
 
     def observed_by(
-        self, tell: Callable[[ServiceError | None], None]
+        self, observer: Callable[[ServiceError | None], None]
     ) -> AbstractContextManager[None]: ...
 
 
@@ -80,9 +80,9 @@ def recording(
         for name in _LOGGERS:
             logging.getLogger(name).addHandler(records)
             stack.callback(logging.getLogger(name).removeHandler, records)
-        for each in database.members():
-            each.statement_span = _statement_spans(tracer, each)
-            stack.callback(setattr, each, "statement_span", None)
+        for member in database.members():
+            member.statement_span = _statement_spans(tracer, member)
+            stack.callback(setattr, member, "statement_span", None)
         _gauge_connections(meter, database)
         yield
 
@@ -93,7 +93,7 @@ def _statement_spans(tracer: Tracer, database: Database) -> StatementSpan:
 
     @contextmanager
     def span(statement: Core, sql: str) -> Iterator[None]:
-        # Every Statement is on the one table, and begins with one of four words.
+        # Every Statement uses the one table and begins with SELECT, INSERT, UPDATE or DELETE.
         operation = statement.__visit_name__.upper()
         attributes = {
             "db.system.name": database.engine.dialect.name,
@@ -106,7 +106,7 @@ def _statement_spans(tracer: Tracer, database: Database) -> StatementSpan:
             f"{operation} {database.table.name}",
             kind=SpanKind.CLIENT,
             attributes=attributes,
-            # With its message, which may hold values.
+            # The exception's message may contain values.
             record_exception=False,
             set_status_on_exception=False,
         ) as current:
@@ -122,13 +122,13 @@ def _statement_spans(tracer: Tracer, database: Database) -> StatementSpan:
 
 def _gauge_connections(meter: Meter, database: Database) -> None:
     def in_use(_options: CallbackOptions) -> Iterable[Observation]:
-        for each in database.members():
+        for member in database.members():
             state = {"db.client.connection.state": "used"}
-            yield Observation(each.gate.in_use, {**_pool(each), **state})
+            yield Observation(member.gate.in_use, {**_pool(member), **state})
 
     def waiting(_options: CallbackOptions) -> Iterable[Observation]:
-        for each in database.members():
-            yield Observation(each.gate.waiting, _pool(each))
+        for member in database.members():
+            yield Observation(member.gate.waiting, _pool(member))
 
     meter.create_observable_gauge(
         "db.client.connection.count",
@@ -150,7 +150,7 @@ def _pool(database: Database) -> dict[str, str]:
 
 def _verdict_counter(meter: Meter) -> Callable[[ServiceError | None], None]:
     counter = meter.create_counter(
-        "tasks.token.verdicts", "{request}", "What became of the tokens of requests."
+        "tasks.token.verdicts", "{request}", "Requests by the verdict on their token."
     )
 
     def count(error: ServiceError | None) -> None:
@@ -160,14 +160,14 @@ def _verdict_counter(meter: Meter) -> Callable[[ServiceError | None], None]:
 
 
 class _RecordExport(logging.Handler):
-    """Hands the records of the log on, with the trace and span they belong to."""
+    """Exports log records with their trace and span."""
 
     def __init__(self, provider: LoggerProvider) -> None:
         super().__init__()
         self._provider = provider
 
     def emit(self, record: logging.LogRecord) -> None:
-        # What each request has to say comes by `request`; that nothing can be sent can't be sent.
+        # Access lines come through `request`. Errors of the exporter itself can't be exported.
         if record.name not in (access_logger.name, own_logger.name):
             self._send(record, {"request_id": current_request_id.get()})
 
@@ -181,7 +181,7 @@ class _RecordExport(logging.Handler):
         client: str,
         user: str,
     ) -> None:
-        """The line that each request gets: kit/access_log.py."""
+        """Export the access line of a request. It is an observer of kit/access_log.py."""
         message = f"{method} {route} {status}"
         record = logging.makeLogRecord(
             {"name": access_logger.name, "levelname": "INFO", "msg": message}

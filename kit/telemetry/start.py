@@ -1,8 +1,7 @@
 # [Task]: T060 [From]: specs/requirements.md
-"""Whether telemetry is asked for. If it is not, nothing else of it is imported, and nothing is
-recorded.
+"""Starts telemetry if OTEL_* variables ask for it. Otherwise OpenTelemetry is not imported.
 
-The variables are OpenTelemetry's own, so they stand in no Settings; its SDK reads the others.
+The variables are OpenTelemetry's own, so they are not in Settings. Its SDK reads most of them.
 """
 
 import logging
@@ -23,9 +22,9 @@ logger = logging.getLogger("tasks.telemetry")
 
 @asynccontextmanager
 async def open_telemetry(app: FastAPI, database: Database, guard: "Guard") -> AsyncIterator[None]:
-    """Inside, what the OTEL_* variables ask for is recorded and sent.
+    """Inside, telemetry is recorded and sent as the OTEL_* variables say.
 
-    Telemetry that can't be set up is no reason not to start: a line in the log says why.
+    If it can't be set up, the service starts without it and logs the reason.
     """
     async with AsyncExitStack() as stack:
         try:
@@ -36,7 +35,7 @@ async def open_telemetry(app: FastAPI, database: Database, guard: "Guard") -> As
                 providers = await stack.enter_async_context(exporting(signals, app.version))
                 stack.enter_context(recording(app, database, guard, providers))
             elif not app._native_telemetry.enabled():
-                # FastAPI then need not look for OpenTelemetry's providers with each request: 6 µs.
+                # Otherwise FastAPI would look for OpenTelemetry's providers in each request: 6 µs.
                 stack.enter_context(configured(app, tracing=False, metrics=False, logs=False))
         except ImportError as error:
             logger.warning(
@@ -51,7 +50,7 @@ async def open_telemetry(app: FastAPI, database: Database, guard: "Guard") -> As
 
 @contextmanager
 def configured(app: FastAPI, **options: Any) -> Iterator[None]:
-    """Inside, FastAPI's own telemetry has these options, which else are given to `FastAPI()`."""
+    """Inside, FastAPI's own telemetry has these options of `FastAPI()`."""
     config: Any = app._native_telemetry.config
     before = config.copy()
     config.update(options)
@@ -62,8 +61,7 @@ def configured(app: FastAPI, **options: Any) -> Iterator[None]:
 
 
 def asked_for(environment: Mapping[str, str]) -> list[str]:
-    """Those of traces, metrics and logs that are to be sent: by an endpoint, or by the exporter's
-    name.
+    """The signals to send, of traces, metrics and logs: those with an endpoint or an exporter.
 
     Raises ValueError for an exporter or a protocol other than OTLP over HTTP.
     """

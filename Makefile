@@ -48,7 +48,7 @@ faults: $(BIN)/.ready ## break the database, the network and the process; instal
 DISTRIBUTED := tests/distributed tests/test_isolation.py \
 	tests/kit/database/test_search.py tests/test_walks.py \
 	tests/test_routes.py tests/kit/test_body.py \
-	$(addprefix tests/tasks/test_,conditional.py parts.py lists.py paging.py)
+	$(addprefix tests/tasks/test_,conditional.py lists.py paging.py)
 
 distributed: $(BIN)/.ready ## test on a real Citus cluster; installs it if need be
 	tests/distributed/install.sh

@@ -74,6 +74,8 @@ def held_address(settings: Settings) -> tuple[socket.socket, str, int]:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind(address)
+    except UnicodeError:
+        raise SettingsError("HOST is not a name that a host can have: set another") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SettingsError(

@@ -136,6 +136,7 @@ class TestRefusedStart:
             ("WORKERS", "none"),
             ("FORWARDED_ALLOW_IPS", "proxy.example.com"),
             ("HOST", "no.such.host.invalid"),
+            ("HOST", "no..host"),
         ],
     )
     def test_says_which_setting_is_bad(

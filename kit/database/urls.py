@@ -72,6 +72,12 @@ _WHAT_TO_PASTE["cockroach"] = _WHAT_TO_PASTE["cockroachdb"]
 
 
 def _read(text: str, target: str) -> DatabaseURL:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # The environment's bytes, as lone surrogates.
+        raise BadURL("is not UTF-8 text") from None
+    if "\0" in unquote(text):
+        raise BadURL("is wrong: it must not hold %00")
     scheme = re.split(r"[:+]", text, maxsplit=1)[0]
     if scheme in _WHAT_TO_PASTE:
         raise BadURL(_WHAT_TO_PASTE[scheme])
@@ -231,7 +237,7 @@ def _literally(name: str, text: str) -> str:
 
 
 def _number(name: str, value: str) -> int:
-    if not value.isdecimal():
+    if not re.fullmatch(r"[0-9]{1,9}", value):
         raise BadURL(f"is wrong: {name} must be a number")
     return int(value)
 
@@ -269,7 +275,7 @@ def _shortest(*timeouts: str | None) -> float | None:
     seconds = []
     for timeout in timeouts:
         if timeout is not None:
-            found = re.fullmatch(r"(\d+)\s*(us|ms|s|min|h|d|)", timeout.strip())
+            found = re.fullmatch(r"([0-9]{1,18})\s*(us|ms|s|min|h|d|)", timeout.strip())
             if found is None:
                 raise BadURL("is wrong: statement_timeout must be milliseconds, or like 5s")
             seconds.append(int(found[1]) * _UNITS[found[2]])
@@ -306,7 +312,7 @@ _IDENTIFIER = re.compile(r'"([^"$,]+)"|([^\W\d][\w]*)')
 
 def _hosts(url: URL, listed: str | None) -> tuple[list[str], list[int]]:
     """Names and ports of the hosts. The parameters host and port override the URL's own."""
-    names, ports = [url.host or ""], [str(url.port or "")]
+    names, ports = [url.host or ""], ["" if url.port is None else str(url.port)]
     if listed is not None:
         found = [_LISTED_HOST.fullmatch(item) for item in listed.split(",")]
         names = [unquote(match[1] or match[2]) if match else "" for match in found]
@@ -325,10 +331,20 @@ def _hosts(url: URL, listed: str | None) -> tuple[list[str], list[int]]:
         )
     if any("@" in name for name in names):
         raise BadURL("is wrong: an @ in its password must be written as %40")
-    numbers = [int(port) if port.isdecimal() else 0 for port in (p or "5432" for p in ports)]
+    if not all(name.startswith("/") or _is_name(name) for name in names):
+        raise BadURL("is wrong: it holds a name that no host can have")
+    numbers = [int(p) if re.fullmatch("[0-9]{1,5}", p) else 0 for p in (p or "5432" for p in ports)]
     if not all(0 < number < 65536 for number in numbers):
         raise BadURL("is wrong: a port must be a number from 1 to 65535")
     return names, numbers
+
+
+def _is_name(host: str) -> bool:
+    try:
+        host.encode("idna")  # As it is when the name is looked up.
+    except UnicodeError:
+        return False
+    return True
 
 
 def _is_local(host: str) -> bool:

@@ -244,6 +244,18 @@ postgresql://u:hunter2@h/d?statement_cache_size=hunter2
     statement_cache_size must be a number
 postgresql://u:hunter2@h/d?connect_timeout=-1
     connect_timeout must be a number
+postgresql://u:hunter2@h/d?connect_timeout=9999999999
+    connect_timeout must be a number
+postgresql://u:hunter2@h/d?statement_timeout=9999999999999999999
+    statement_timeout must be milliseconds
+postgresql://u:hunter2@h..x/d
+    a name that no host can have
+postgresql://u:hunter2@h:0/d
+    a port must be a number
+postgresql://u:hunter2%00@h/d
+    must not hold %00
+sqlite:///hunter2\udcff.db
+    is not UTF-8 text
 postgresql://u:hunter2@h/d?statement_timeout=hunter2
     statement_timeout must be milliseconds, or like 5s
 postgresql://u:hunter2@h/d?search_path=%22$user%22,public

@@ -12,7 +12,7 @@ from service import Service, create_database, serving
 from support import Caller
 
 from faults.proxy import Proxy, proxying
-from faults.stage import POOL, postgresql, someone, watched
+from faults.stage import POOL, Scene, postgresql, someone, watched
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,15 @@ async def http(service: Service, proxy: Proxy) -> AsyncIterator[httpx.AsyncClien
 @pytest.fixture
 def alice(http: httpx.AsyncClient) -> Caller:
     return someone(http)
+
+
+@pytest.fixture
+def scene(
+    server: PostgreSQL,
+    url: str,
+    proxy: Proxy,
+    service: Service,
+    http: httpx.AsyncClient,
+    alice: Caller,
+) -> Scene:
+    return Scene(server, url, proxy, service, http, alice)

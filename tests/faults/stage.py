@@ -7,8 +7,9 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from inspect import isawaitable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ import httpx
 from postgresql import PostgreSQL
 from service import PATIENCE, Service
 from support import Caller, assert_error
+
+from faults.proxy import Proxy
 
 # Seconds: the bound of RELIABILITY.md is 5, the rest is for a machine that is busy.
 BOUND = 6.0
@@ -53,10 +56,38 @@ async def stopped(server: PostgreSQL, mode: str = "fast") -> AsyncIterator[None]
         await asyncio.to_thread(server.start, fsync="on")
 
 
+class Scene(NamedTuple):
+    """A service that has its database through a proxy, and one of its users."""
+
+    server: PostgreSQL
+    url: str
+    proxy: Proxy
+    service: Service
+    http: httpx.AsyncClient
+    alice: Caller
+
+    async def fill_pool(self) -> None:
+        """Have the service connect as often as it may."""
+
+        async def full() -> bool:
+            await at_once(self.alice.get() for _ in range(4 * POOL))
+            return await backends(self.url) == POOL
+
+        await eventually(full, BOUND)
+
+    async def assert_well(self) -> None:
+        await recovered(self.alice)
+        await have_backends(self.url, 0, "state <> 'idle'", BOUND)
+        answers = await at_once(reads_and_writes(self.alice, 4 * POOL, "Afterwards"))
+        assert statuses(answers) == {200: 2 * POOL, 201: 2 * POOL}
+        await have_backends(self.url, 0, "state <> 'idle'", BOUND)
+
+
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[Any]:
-    """A connection of the test's own, past any proxy."""
-    connection = await asyncpg.connect(url)
+    """A connection of the test's own, past any proxy, that may write when others may not."""
+    settings = {"default_transaction_read_only": "off"}
+    connection = await asyncpg.connect(url, server_settings=settings)
     try:
         yield connection
     finally:
@@ -72,6 +103,14 @@ async def rows_locked(url: str, *task_ids: int) -> AsyncIterator[None]:
         yield
 
 
+async def configure(url: str, name: str, value: str | None) -> None:
+    """Change a setting of a running server; None resets it."""
+    async with connected(url) as connection:
+        change = f"RESET {name}" if value is None else f"SET {name} = {value}"
+        await connection.execute(f"ALTER SYSTEM {change}")
+        await connection.execute("SELECT pg_reload_conf()")
+
+
 async def backends(url: str, condition: str = "true") -> int:
     """How many connections of the service to this database fulfil a condition."""
     async with connected(url) as connection:
@@ -80,6 +119,17 @@ async def backends(url: str, condition: str = "true") -> int:
             WHERE datname = current_database() AND application_name = 'task-api' AND {condition}
         """)  # noqa: S608  # a test's own words
         return count
+
+
+async def have_backends(
+    url: str, count: int, condition: str = "true", within: float = PATIENCE
+) -> None:
+    """Wait until so many of them fulfil it."""
+
+    async def have() -> bool:
+        return await backends(url, condition) == count
+
+    await eventually(have, within)
 
 
 async def kill_backends(url: str) -> int:
@@ -92,10 +142,10 @@ async def kill_backends(url: str) -> int:
         return killed
 
 
-async def eventually(probe: Callable[[], Awaitable[object]], within: float = PATIENCE) -> float:
-    """Ask until the answer is true; how many seconds it took."""
+async def eventually(probe: Callable[[], object], within: float = PATIENCE) -> float:
+    """Ask until the answer, which may have to be awaited, is true; how many seconds it took."""
     start = time.monotonic()
-    while not await probe():
+    while not (await answer if isawaitable(answer := probe()) else answer):
         assert time.monotonic() < start + within, f"it did not happen within {within} s"
         await asyncio.sleep(0.02)
     return time.monotonic() - start
@@ -140,6 +190,16 @@ def assert_in_time(answers: Iterable[Answer]) -> None:
             assert_unavailable(answer.response)
 
 
+def assert_alternate(toggles: Sequence[Answer]) -> str:
+    """They alternate exactly, an odd number of them of a task that was open; the last's instant."""
+    assert statuses(toggles) == {200: len(toggles)}
+    tasks = [answer.response.json() for answer in toggles]
+    states: dict[str, bool] = {task["updated_at"]: task["completed"] for task in tasks}
+    alternation = [True, False] * (len(toggles) // 2) + [True]
+    assert [states[instant] for instant in sorted(states)] == alternation
+    return max(states)
+
+
 def assert_unavailable(response: httpx.Response) -> None:
     assert_error(response, 503, "Service temporarily unavailable")
     assert int(response.headers["Retry-After"]) >= 1, response.headers
@@ -152,11 +212,29 @@ async def assert_healthy(http: httpx.AsyncClient) -> None:
     assert health.seconds < AT_ONCE, health
 
 
-async def served(caller: Caller, within: float = RECOVERY) -> float:
+async def is_ready(http: httpx.AsyncClient) -> bool:
+    """What /health/ready says, in one of two forms and in time."""
+    answer = await timed(http.get("/health/ready"))
+    assert_in_time([answer])
+    if answer.status == 200:
+        assert answer.response.json() == {"status": "ready"}
+    return answer.status == 200
+
+
+async def assert_not_ready(http: httpx.AsyncClient) -> None:
+    """A crowd of probes is told so and does not wait for long; the process itself is well."""
+    assert not await is_ready(http)
+    answers = await at_once(http.get("/health/ready") for _ in range(50))
+    assert statuses(answers) == {503: 50}
+    assert_in_time(answers)
+    await assert_healthy(http)
+
+
+async def served(caller: Caller, within: float = RECOVERY, path: str = "") -> float:
     """Until a read succeeds; how many seconds it took."""
 
     async def answered() -> bool:
-        return (await caller.get()).status_code == 200
+        return (await caller.get(path)).status_code == 200
 
     return await eventually(answered, within)
 
@@ -204,11 +282,7 @@ class Ledger:
 
     async def reach(self, count: int) -> None:
         """Until as many have been promised."""
-
-        async def reached() -> bool:
-            return len(self.promised) >= count
-
-        await eventually(reached)
+        await eventually(lambda: len(self.promised) >= count)
 
     def assert_kept(self, tasks: list[dict[str, Any]]) -> None:
         """Every promise is kept, and nothing is there twice or out of nowhere."""

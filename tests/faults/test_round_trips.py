@@ -4,9 +4,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
-import asyncpg
 import httpx
 import pytest
+from databases import execute
 from postgresql import PostgreSQL
 from service import Service, create_database, serving, until
 from support import Caller
@@ -15,6 +15,10 @@ from faults.proxy import Proxy
 
 TIMES = 5
 OWNER = "alice"
+OWNERS = """
+    CREATE TABLE "user" (id text PRIMARY KEY);
+    INSERT INTO "user" VALUES ('alice');
+"""
 
 # What each does with the task of this id, which a DELETE makes for itself.
 OPERATIONS: dict[str, Callable[[Caller, int], Awaitable[httpx.Response]]] = {
@@ -34,17 +38,9 @@ def service(
     folder = tmp_path_factory.mktemp("service")
     url = create_database(server)
     # With Better Auth's table there, the service need not look for it between two requests.
-    asyncio.run(add_owner(url))
-    url = proxy.url(url)
-    with serving(folder, DATABASE_URL=url, DATABASE_POOL_SIZE="1") as service:
+    asyncio.run(execute(url, OWNERS))
+    with serving(folder, DATABASE_URL=proxy.url(url), DATABASE_POOL_SIZE="1") as service:
         yield service
-
-
-async def add_owner(url: str) -> None:
-    connection = await asyncpg.connect(url)
-    await connection.execute('CREATE TABLE "user" (id text PRIMARY KEY)')
-    await connection.execute('INSERT INTO "user" VALUES ($1)', OWNER)
-    await connection.close()
 
 
 @pytest.fixture
@@ -77,22 +73,15 @@ async def test_warm_request_is_one(proxy: Proxy, alice: Caller, operation: str) 
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-async def test_first_of_its_kind_on_a_connection_is_two(
+async def test_cold_request_is_four_and_first_of_its_kind_is_two(
     proxy: Proxy, http: httpx.AsyncClient, alice: Caller, operation: str
 ) -> None:
-    task = await alice.add()
-    await connect_anew(proxy, http)
-    await OPERATIONS["read" if operation != "read" else "list"](alice, task["id"])
-    # Prepare the statement; run it.
-    assert await counted(proxy, operation, alice, task["id"]) == 2
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-async def test_cold_request_is_four(
-    proxy: Proxy, http: httpx.AsyncClient, alice: Caller, operation: str
-) -> None:
-    task = await alice.add()
-    await connect_anew(proxy, http)
+    other = "read" if operation != "read" else "list"
     # Is TLS to be had? Log in; prepare the statement; run it. A server that asks for a password or
-    # talks TLS adds its own.
-    assert await counted(proxy, operation, alice, task["id"]) == 4
+    # talks TLS adds its own. On an open connection: prepare the statement; run it.
+    steps = ((operation, 4), (other, 4), (operation, 2))
+    tasks = [await alice.add() for _ in steps]
+    for task, (requested, count) in zip(tasks, steps, strict=True):
+        if count == 4:
+            await connect_anew(proxy, http)
+        assert await counted(proxy, requested, alice, task["id"]) == count

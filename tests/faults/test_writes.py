@@ -15,28 +15,29 @@ import pytest
 from databases import execute
 from postgresql import PostgreSQL
 from service import Service, create_database, serving
-from support import Caller, assert_error, sign
+from support import Caller, sign
 
 from faults.stage import (
     BOUND,
     POOL,
-    Answer,
     Ledger,
+    Scene,
+    assert_alternate,
     assert_healthy,
+    assert_in_time,
     assert_no_traceback,
     at_once,
     backends,
     complaints,
     connected,
     eventually,
+    have_backends,
     listed,
     load,
-    reads_and_writes,
     rows_locked,
     someone,
     statuses,
     stopped,
-    timed,
     watched,
 )
 
@@ -44,14 +45,6 @@ from faults.stage import (
 @pytest.fixture(scope="module")
 def server_settings() -> dict[str, object]:
     return {"fsync": "on"}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[Service]:
-    """The service that the tests share, unless they end it."""
-    folder = tmp_path_factory.mktemp("service")
-    with serving(folder, DATABASE_URL=url, DATABASE_POOL_SIZE=str(POOL)) as service:
-        yield service
 
 
 @pytest.fixture(scope="module", params=["read committed", "repeatable read"])
@@ -109,8 +102,12 @@ class TestPoint2AcknowledgedWrites:
     # Without the cure, answers before the commit, synchronous_commit off or a blind repetition of
     # what was lost on the way: a 201 whose task is missing afterwards, or is there twice.
 
-    async def test_outlive_a_kill_of_the_service(self, tmp_path: Path, url: str) -> None:
+    @pytest.mark.parametrize("database", ["postgresql", "sqlite"])
+    async def test_outlive_a_kill_of_the_service(
+        self, tmp_path: Path, url: str, database: str
+    ) -> None:
         ledger = Ledger()
+        url = url if database == "postgresql" else f"sqlite:///{tmp_path}/tasks.db"
         with serving(tmp_path, DATABASE_URL=url) as victim:
             async with victim.client() as http:
                 alice = someone(http)
@@ -123,23 +120,16 @@ class TestPoint2AcknowledgedWrites:
                 ledger.assert_kept(await listed(Caller(http, alice.user)))
 
     @pytest.mark.parametrize("mode", ["immediate", "fast"])
-    async def test_outlive_a_stop_of_the_server(
-        self,
-        server: PostgreSQL,
-        service: Service,
-        http: httpx.AsyncClient,
-        alice: Caller,
-        mode: str,
-    ) -> None:
+    async def test_outlive_a_stop_of_the_server(self, scene: Scene, mode: str) -> None:
         ledger = Ledger()
-        with watched(service):
-            async with load(8, lambda stop: ledger.post_until(alice, stop)):
+        with watched(scene.service):
+            async with load(8, lambda stop: ledger.post_until(scene.alice, stop)):
                 await ledger.reach(200)
-                async with stopped(server, mode):
-                    await assert_healthy(http)
+                async with stopped(scene.server, mode):
+                    await assert_healthy(scene.http)
                 await ledger.reach(len(ledger.promised) + 100)
         assert ledger.answers.keys() <= {201, 503}
-        ledger.assert_kept(await listed(alice))
+        ledger.assert_kept(await listed(scene.alice))
 
 
 class TestPoint3WritesAtOnce:
@@ -156,12 +146,9 @@ class TestPoint3WritesAtOnce:
     ) -> None:
         task = await alice.add()
         answers = await at_once(alice.complete(task["id"]) for _ in range(101))
-        assert statuses(answers) == {200: 101}
-        states = {a.response.json()["updated_at"]: a.response.json()["completed"] for a in answers}
-        assert len(states) == 101
-        assert [states[instant] for instant in sorted(states)] == [True, False] * 50 + [True]
+        last = assert_alternate(answers)
         now = (await alice.get(f"/{task['id']}")).json()
-        assert (now["completed"], now["updated_at"]) == (True, max(states))
+        assert (now["completed"], now["updated_at"]) == (True, last)
         assert complaints(service) == []
 
     async def test_updates_of_different_fields_lose_none(self, alice: Caller) -> None:
@@ -181,19 +168,18 @@ class TestPoint3WritesAtOnce:
             assert after["completed"] is True
 
 
-class Stranger:
-    """A client on a socket of its own that hangs up when it likes."""
+def hang_up(client: socket.socket, *, rudely: bool) -> None:
+    if rudely:
+        # No wait for anything under way: the close is a reset.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
 
-    def __init__(self, service: Service, sent: bytes) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", service.port))
-        self._socket.sendall(sent)
 
-    def hang_up(self, *, rudely: bool) -> None:
-        if rudely:
-            # No wait for anything under way: the close is a reset.
-            linger = struct.pack("ii", 1, 0)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self._socket.close()
+def sending(service: Service, sent: bytes) -> socket.socket:
+    """A client on a socket of its own, from which it never reads."""
+    client = socket.create_connection(("127.0.0.1", service.port))
+    client.sendall(sent)
+    return client
 
 
 def message(method: str, path: str, body: bytes, user: str = "stranger") -> bytes:
@@ -223,40 +209,24 @@ class TestPoint4ClientsThatHangUp:
             pytest.param(message("GET", "", b""), id="before_a_list"),
         ],
     )
-    async def test_leave_nothing_behind(
-        self, service: Service, url: str, alice: Caller, sent: bytes
-    ) -> None:
-        with watched(service):
+    async def test_leave_nothing_behind(self, scene: Scene, sent: bytes) -> None:
+        with watched(scene.service):
             for n in range(3 * POOL):
-                Stranger(service, sent).hang_up(rudely=n % 2 == 0)
-            await self._assert_well(url, alice)
+                hang_up(sending(scene.service, sent), rudely=n % 2 == 0)
+            await scene.assert_well()
+            assert await backends(scene.url) <= POOL
 
-    async def test_leave_nothing_behind_during_a_statement(
-        self, service: Service, url: str, alice: Caller
-    ) -> None:
-        task = await alice.add()
-        sent = message("PUT", f"/{task['id']}", b'{"title": "Gone"}', alice.user)
-        with watched(service):
-            async with rows_locked(url, task["id"]):
-                strangers = [Stranger(service, sent) for _ in range(POOL)]
-
-                async def stuck() -> bool:
-                    return await backends(url, "wait_event_type = 'Lock'") == POOL
-
-                await eventually(stuck, BOUND)
+    async def test_leave_nothing_behind_during_a_statement(self, scene: Scene) -> None:
+        task = await scene.alice.add()
+        sent = message("PUT", f"/{task['id']}", b'{"title": "Gone"}', scene.alice.user)
+        with watched(scene.service):
+            async with rows_locked(scene.url, task["id"]):
+                strangers = [sending(scene.service, sent) for _ in range(POOL)]
+                await have_backends(scene.url, POOL, "wait_event_type = 'Lock'", BOUND)
                 for n, stranger in enumerate(strangers):
-                    stranger.hang_up(rudely=n % 2 == 0)
-            await self._assert_well(url, alice)
-
-    async def _assert_well(self, url: str, alice: Caller) -> None:
-        async def idle() -> bool:
-            return await backends(url, "state <> 'idle'") == 0
-
-        await eventually(idle, BOUND)
-        answers = await at_once(reads_and_writes(alice, 4 * POOL, "Later"))
-        assert statuses(answers) == {200: 2 * POOL, 201: 2 * POOL}
-        await eventually(idle, BOUND)
-        assert await backends(url) <= POOL
+                    hang_up(stranger, rudely=n % 2 == 0)
+            await scene.assert_well()
+            assert await backends(scene.url) <= POOL
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -274,29 +244,29 @@ class TestPoint5Sigterm:
         with serving(tmp_path, WORKERS=str(workers), **environment) as service:
             yield service
 
-    async def test_lets_what_is_in_flight_succeed(
-        self, service: Service, url: str, alice: Caller
+    @pytest.mark.parametrize("unlocked", [True, False])
+    async def test_lets_what_is_in_flight_succeed_or_says_that_it_can_not(
+        self, service: Service, url: str, alice: Caller, unlocked: bool
     ) -> None:
+        ids = [(await alice.add("Before"))["id"] for _ in range(6)]
         async with contextlib.AsyncExitStack() as lock:
-            ids, requests, began = await self._terminated_in_flight(service, url, alice, lock)
-            await lock.aclose()
-            answers = await asyncio.gather(*requests)
-        assert statuses(answers) == {200: len(ids)}
-        await self._assert_ended_well(service, began)
-        assert await self._titles(url) == {"After"}
-
-    async def test_says_so_of_what_can_not_succeed(
-        self, service: Service, url: str, alice: Caller
-    ) -> None:
-        async with contextlib.AsyncExitStack() as lock:
-            ids, requests, began = await self._terminated_in_flight(service, url, alice, lock)
-            answers = await asyncio.gather(*requests)
-            assert statuses(answers) == {503: len(ids)}
-            for answer in answers:
-                assert_error(answer.response, 503, "Service temporarily unavailable")
+            await lock.enter_async_context(rows_locked(url, *ids))
+            writes = at_once(alice.put(f"/{task_id}", {"title": "After"}) for task_id in ids)
+            asked = asyncio.create_task(writes)
+            await have_backends(url, len(ids), "wait_event_type = 'Lock'", BOUND)
+            began = time.monotonic()
+            service.process.send_signal(signal.SIGTERM)
+            await eventually(lambda: "Shutting down" in service.log(), BOUND)
+            if unlocked:
+                await lock.aclose()
+            answers = await asked
+            assert statuses(answers) == {200 if unlocked else 503: len(ids)}
+            assert_in_time(answers)
             await self._assert_ended_well(service, began)
-        await self._settled(url)
-        assert await self._titles(url) == {"Before"}
+        await have_backends(url, 0, within=BOUND)
+        async with connected(url) as connection:
+            titles = {row["title"] for row in await connection.fetch("SELECT title FROM task")}
+        assert titles == {"After" if unlocked else "Before"}
 
     async def test_ends_an_idle_service(self, service: Service, alice: Caller) -> None:
         # A connection that is kept alive is no work in flight.
@@ -305,44 +275,8 @@ class TestPoint5Sigterm:
         service.process.send_signal(signal.SIGTERM)
         await self._assert_ended_well(service, began)
 
-    async def _terminated_in_flight(
-        self, service: Service, url: str, alice: Caller, lock: contextlib.AsyncExitStack
-    ) -> tuple[list[int], list[asyncio.Task[Answer]], float]:
-        """Six writes wait for locks that the test holds, and the service is told to end."""
-        ids = [(await alice.add("Before"))["id"] for _ in range(6)]
-        await lock.enter_async_context(rows_locked(url, *ids))
-        requests = [
-            asyncio.create_task(timed(alice.put(f"/{task_id}", {"title": "After"})))
-            for task_id in ids
-        ]
-
-        async def stuck() -> bool:
-            return await backends(url, "wait_event_type = 'Lock'") == len(ids)
-
-        await eventually(stuck, BOUND)
-        began = time.monotonic()
-        service.process.send_signal(signal.SIGTERM)
-
-        async def ending() -> bool:
-            return "Shutting down" in service.log()
-
-        await eventually(ending, BOUND)
-        return ids, requests, began
-
     async def _assert_ended_well(self, service: Service, began: float) -> None:
-        async def ended() -> bool:
-            return service.process.poll() is not None
-
-        await eventually(ended, began + 10 - time.monotonic())
+        within = began + 10 - time.monotonic()
+        await eventually(lambda: service.process.poll() is not None, within)
         assert service.process.returncode == 0, service.log()
         assert_no_traceback(service)
-
-    async def _settled(self, url: str) -> None:
-        async def gone() -> bool:
-            return await backends(url) == 0
-
-        await eventually(gone, BOUND)
-
-    async def _titles(self, url: str) -> set[str]:
-        async with connected(url) as connection:
-            return {row["title"] for row in await connection.fetch("SELECT title FROM task")}

@@ -9,17 +9,15 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from postgresql import PostgreSQL
+from postgresql import PostgreSQL, free_port
+from service import until
 
 from faults.certificates import Certificate
 
-# Seconds: generous, since a busy machine is no bug.
-PATIENCE = 30.0
 # The first version that follows named prepared statements from one server connection to another.
 FOLLOWS_STATEMENTS = (1, 21)
 
@@ -41,9 +39,7 @@ class PgBouncer:
         self._folder = folder
         # It refuses to run as root.
         self._user = "nobody" if os.geteuid() == 0 else None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         users = folder / "users.txt"
         users.write_text('"postgres" ""\n')
         settings = {
@@ -102,14 +98,8 @@ class PgBouncer:
     def log(self) -> str:
         return (self._folder / "pgbouncer.log").read_text()
 
-    def wait_until_it_listens(self) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not self._listens():
-            assert self._process.poll() is None, self.log()
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.02)
-
-    def _listens(self) -> bool:
+    def listens(self) -> bool:
+        assert self._process.poll() is None, self.log()
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
@@ -135,7 +125,7 @@ def pooling(
         folder.chmod(0o755)
         pooler = PgBouncer(folder, server, pool_size, certificate, clients_root)
         try:
-            pooler.wait_until_it_listens()
+            until(pooler.listens)
             yield pooler
         finally:
             pooler.kill()

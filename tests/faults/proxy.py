@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from postgresql import free_port
+
 # Closing with this SO_LINGER sends RST.
 _RESET = struct.pack("ii", 1, 0)
 _CHUNK = 1 << 16
@@ -37,9 +39,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.accept()
 
     def url(self, url: str) -> str:

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from service import Service, serving
+from service import PATIENCE, Service, serving
 from support import Caller
 
-from faults.stage import connected, eventually, someone, timed, unread
+from faults.stage import connected, served, someone, timed, unread
 from kit.long_answers import IN_ALL
 from tasks.lists import SHORT_LIST
 
@@ -91,8 +91,4 @@ async def test_unread_answers_are_bounded(
             await assert_served(other, third)
         # One list of this kind is 60 MB: as it comes from the database, as JSON, and as chunks.
         assert service.memory("VmHWM") - before < 3 * IN_ALL
-
-        async def served() -> bool:
-            return (await hoarder.get(path)).status_code == 200
-
-        await eventually(served)
+        await served(hoarder, PATIENCE, path)

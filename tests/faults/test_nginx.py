@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from postgresql import free_port
 from service import Service, until
 from wire.test_http import TestBody, TestCurl, TestHead, TestHugeHead, wire
 
@@ -44,10 +45,8 @@ http {{
 @pytest.fixture(scope="module")
 def port(service: Service) -> Iterator[int]:
     """Where nginx listens, which passes everything on to the service."""
-    with socket.socket() as free, TemporaryDirectory() as folder:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        free.close()
+    port = free_port()
+    with TemporaryDirectory() as folder:
         file = Path(folder) / "nginx.conf"
         file.write_text(CONFIGURATION.format(folder=folder, port=port, upstream=service.port))
         path = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from databases import execute
 from postgresql import PostgreSQL
 from service import ROOT, serving
 
@@ -76,12 +77,7 @@ async def test_service_runs_on(server: PostgreSQL, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def planned(server: PostgreSQL, folder: Path) -> dict[tuple[str, str], Plan]:
     table = create_table(server, folder, ROWS)
-
-    async def partition() -> None:
-        async with connected(table.url) as connection:
-            await connection.execute(sql_of_the_document()[0])
-
-    asyncio.run(partition())
+    asyncio.run(execute(table.url, sql_of_the_document()[0]))
     return {(plan.request, plan.mode): plan for plan in plans(server, table, folder)}
 
 

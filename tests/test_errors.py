@@ -341,7 +341,10 @@ class TestUnhandledErrors:
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         start, body = await raised_in_asgi(ClientDisconnect())
-        assert (start["status"], body["body"]) == (400, b'{"detail":"Request body is incomplete"}')
+        assert (start["status"], body["body"]) == (
+            400,
+            b'{"detail":"Request body did not arrive in full"}',
+        )
         assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
     async def test_outside_of_http_are_left_to_the_server(self) -> None:

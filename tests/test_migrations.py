@@ -166,7 +166,7 @@ def served(folder: Path, sources: Path, url: str) -> AbstractContextManager[Serv
 COLUMN = {
     "models.py": [
         (
-            "    # The columns have the defaults,",
+            "    # The defaults belong to the columns,",
             """    colour: str = Field(default="", sa_column_kwargs={"server_default": ""})
     priority: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     due_at: Instant | None = Field(default=None, sa_column=Column(UTCDateTime))
@@ -195,7 +195,7 @@ COLUMN = {
 """,
         ),
         (
-            "# Rows whose columns come in the order",
+            "# Writes rows as a JSON array.",
             """class TaskPublic(TaskPublic):
     colour: str
     priority: int

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import asyncpg
 import httpx
@@ -18,6 +19,7 @@ from faults.proxy import Proxy, proxying
 from postgresql import PostgreSQL
 from support import SECRET, Caller
 
+from db import Statement
 from kit.database.database import Database
 from kit.database.session import Session
 from main import app
@@ -197,3 +199,18 @@ def alice(caller: Callable[[str], Caller]) -> Caller:
 @pytest.fixture
 def bob(caller: Callable[[str], Caller]) -> Caller:
     return caller("bob")
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Statement]:
+    """The statements that have run."""
+    statements: list[Statement] = []
+    records = Statement.records
+
+    async def counted(self: Statement, *args: Any, **values: Any) -> Any:
+        found = await records(self, *args, **values)
+        statements.append(self)
+        return found
+
+    monkeypatch.setattr(Statement, "records", counted)
+    return statements

@@ -4,13 +4,12 @@
 import asyncio
 import itertools
 import re
-from collections.abc import Callable
 from typing import Any, get_args
 
 import httpx
 import pytest
 from databases import execute, on_one_database
-from support import Caller, assert_error, assert_invalid
+from support import Caller, assert_invalid
 
 from kit.database.execute import Statement
 from schemas import Order, Sort
@@ -116,12 +115,9 @@ class TestFilters:
     async def test_search_of_any_length_that_is_allowed(self, alice: Caller) -> None:
         task = await alice.add("i" * 200)
         assert await listed(alice, search="I" * 200) == [task]
-        assert await listed(alice, search="i") == [task]
-
-    async def test_both(self, alice: Caller) -> None:
-        await alice.add("Buy milk")
         done = await alice.add("Buy milk", completed=True)
         await alice.add("Buy tea", completed=True)
+        assert await listed(alice, search="i", completed="false") == [task]
         assert await listed(alice, search="milk", completed="true") == [done]
 
 
@@ -185,41 +181,21 @@ class TestWholeList:
 class TestRefused:
     @on_one_database
     @pytest.mark.parametrize(
-        ("name", "value"),
+        ("name", "values"),
         [
-            ("completed", "yes"),
-            ("completed", "1"),
-            ("completed", "True"),
-            ("completed", ""),
-            ("search", ""),
-            ("search", "x" * 201),
-            ("search", "a\0b"),
-            ("sort", "id"),
-            ("sort", "Title"),
-            ("sort", ""),
-            ("order", "up"),
-            ("order", "DESC"),
-            ("limit", "0"),
-            ("limit", "201"),
-            ("limit", "-1"),
-            ("limit", "1.0"),
-            ("limit", "+1"),
-            ("limit", "01"),
-            ("limit", " 1"),
-            ("limit", "1_0"),
-            ("limit", "ten"),
-            ("limit", "9" * 5000),
-            ("limit", ""),
+            ("completed", ["yes", "1", "True", ""]),
+            ("search", ["", "x" * 201, "a\0b"]),
+            ("sort", ["id", "Title", ""]),
+            ("order", ["up", "DESC"]),
+            ("limit", ["0", "201", "-1", "1.0", "+1", "01", " 1", "1_0", "ten", "9" * 5000, ""]),
         ],
     )
-    async def test_values(self, alice: Caller, name: str, value: str) -> None:
-        assert_invalid(await alice.get(params={name: value}), "query", name)
+    async def test_values(self, alice: Caller, name: str, values: list[str]) -> None:
+        for value in values:
+            assert_invalid(await alice.get(params={name: value}), "query", name)
 
-    @on_one_database
-    async def test_what_is_no_utf_8(self, alice: Caller) -> None:
+    async def test_what_is_no_utf_8_and_not_what_is_unknown(self, alice: Caller) -> None:
         assert_invalid(await alice.get("?search=%ff"), "query", "search")
-
-    async def test_not_what_is_unknown(self, alice: Caller) -> None:
         task = await alice.add()
         assert await listed(alice, offset="1", page="2") == [task]
 
@@ -259,55 +235,28 @@ class TestPages:
         assert first.headers["x-next-cursor"] in target
         headers = {"Authorization": f"Bearer {alice.token}"}
         second = await client.get(target, headers=headers)
-        assert (
-            first.json() + second.json()
-            == expected(
-                [task for task in tasks if "n" in (task["title"] + task["description"]).lower()],
-                "title",
-                "asc",
-            )[:10]
-        )
-
-    async def test_link_to_users_of_any_name(
-        self, caller: Callable[[str], Caller], client: httpx.AsyncClient
-    ) -> None:
-        user = caller("a/b|日本 100%")
-        made = [await user.add() for _ in range(2)]
-        first = await user.get(params={"limit": 1})
-        target = target_of(first)
-        headers = {"Authorization": f"Bearer {user.token}"}
-        assert (await client.get(target, headers=headers)).json() == [made[0]]
-
-    async def test_may_change_their_length(self, alice: Caller, tasks: list[Task]) -> None:
-        first = await alice.get(params={"limit": 2})
-        cursor = first.headers["x-next-cursor"]
-        rest = await listed(alice, limit=200, cursor=cursor)
-        assert first.json() + rest == expected(tasks)
-        assert await listed(alice, cursor=cursor) == rest
+        found = [task for task in tasks if "n" in (task["title"] + task["description"]).lower()]
+        assert first.json() + second.json() == expected(found, "title", "asc")[:10]
 
     async def test_go_on_where_the_last_task_was(self, alice: Caller, tasks: list[Task]) -> None:
         """Though that is gone by now, and others have come."""
         first = await alice.get(params={"limit": 5})
+        cursor = first.headers["x-next-cursor"]
+        # They may change their length.
+        assert first.json() + await listed(alice, cursor=cursor) == expected(tasks)
         await alice.delete(f"/{first.json()[-1]['id']}")
         await alice.add("Newer")
-        rest = await listed(alice, limit=200, cursor=first.headers["x-next-cursor"])
+        rest = await listed(alice, limit=200, cursor=cursor)
         assert first.json() + rest == expected(tasks)
 
     @pytest.mark.usefixtures("tasks")
     @pytest.mark.parametrize("sort", ["created_at", "updated_at", "title"])
     async def test_take_one_statement_each(
-        self, alice: Caller, sort: str, monkeypatch: pytest.MonkeyPatch
+        self, alice: Caller, sort: str, sent: list[Statement]
     ) -> None:
-        statements = []
-        records = Statement.records
-
-        async def counted(self: Statement, *args: Any, **values: Any) -> Any:
-            statements.append(self)
-            return await records(self, *args, **values)
-
-        monkeypatch.setattr(Statement, "records", counted)
+        sent.clear()
         found = await pages(alice, 5, sort=sort, search="n", completed="false")
-        assert len(statements) == len(found) > 1
+        assert len(sent) == len(found) > 1
 
 
 class TestETag:
@@ -338,10 +287,8 @@ class TestETag:
             for name in ("etag", "link", "x-next-cursor", "cache-control", "vary"):
                 assert answer.headers.get(name) == known.headers.get(name)
         await alice.add()
-        answer = await alice.get(
-            headers={"If-None-Match": (await alice.get("?limit=1")).headers["etag"]}
-        )
-        assert answer.status_code == 200
+        other = (await alice.get("?limit=1")).headers["etag"]
+        assert (await alice.get(headers={"If-None-Match": other})).status_code == 200
 
     async def test_tells_pages_apart_that_go_on_from_those_that_do_not(self, alice: Caller) -> None:
         older = await alice.add("Older")
@@ -353,24 +300,9 @@ class TestETag:
         assert (answer.status_code, answer.json()) == (200, [newer])
         assert "x-next-cursor" not in answer.headers
 
-    @pytest.mark.usefixtures("tasks")
-    async def test_costs_no_second_statement(
-        self, alice: Caller, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        statements = []
-        records = Statement.records
-
-        async def counted(self: Statement, *args: Any, **values: Any) -> Any:
-            statements.append(self)
-            return await records(self, *args, **values)
-
+    async def test_costs_no_second_statement(self, alice: Caller, sent: list[Statement]) -> None:
+        await alice.add()
         tag = (await alice.get()).headers["etag"]
-        monkeypatch.setattr(Statement, "records", counted)
+        sent.clear()
         assert (await alice.get(headers={"If-None-Match": tag})).status_code == 304
-        assert len(statements) == 1
-
-
-async def test_a_forged_cursor_is_400(alice: Caller) -> None:
-    """What else is none, in test_paging.py."""
-    answer = await alice.get(params={"limit": 1, "cursor": "abc"})
-    assert_error(answer, 400, "Invalid cursor")
+        assert len(sent) == 1

@@ -32,31 +32,23 @@ def results() -> Results:
     return Results(runs, memory=dict.fromkeys(NAMES, 64.0))
 
 
-class TestMedians:
-    def test_are_of_the_rounds(self, results: Results) -> None:
-        assert Medians(results.runs).throughput("GET one", NAMES[0]) == 3000
-
-    def test_tail_is_in_terms_of_p50(self, results: Results) -> None:
-        assert Medians(results.runs).tail("GET one", NAMES[0]) == 3
+def test_medians_are_of_the_rounds(results: Results) -> None:
+    assert Medians(results.runs).throughput("GET one", NAMES[0]) == 3000
+    # The tail is in terms of p50.
+    assert Medians(results.runs).tail("GET one", NAMES[0]) == 3
 
 
 class TestTables:
-    def test_have_figures_and_ratios(self, results: Results) -> None:
+    def test_have_figures_and_ratios_of_what_was_measured(self, results: Results) -> None:
         text = tables(results)
         assert "| GET one | this service | 3,000 | 2 | 6 | 300 | 40 |" in text
         assert "| GET one | 2.00 | 4.00 | 8.00 | 0.50 | 3.0 | 3.0 |" in text
+        assert "Workers" not in text
 
-    def test_leave_out_what_was_not_measured(self, results: Results) -> None:
-        assert "Workers" not in tables(results)
-
-    def test_align_figures_on_the_right(self) -> None:
+    def test_align_figures_on_the_right_in_three_digits(self) -> None:
         assert table(["", "MiB"], [["1st", "51"]]).splitlines()[1] == "| --- | ---: |"
-
-    @pytest.mark.parametrize(
-        ("value", "text"), [(12345.6, "12,346"), (100, "100"), (12.345, "12.3"), (0.5, "0.5")]
-    )
-    def test_show_three_digits(self, value: float, text: str) -> None:
-        assert number(value) == text
+        shown = {12345.6: "12,346", 100: "100", 12.345: "12.3", 0.5: "0.5"}
+        assert {value: number(value) for value in shown} == shown
 
 
 class TestChart:
@@ -74,8 +66,6 @@ class TestProcesses:
             assert {os.getpid(), child.pid} <= set(proc.family(os.getpid()))
             child.communicate()
         assert child.pid not in proc.family(os.getpid())
-
-    def test_cpu_is_below_the_machine_s(self) -> None:
         assert 0 < proc.cpu(os.getpid()) < proc.busy()
 
     def test_peak_of_memory_is_above_what_is_its_own(self) -> None:

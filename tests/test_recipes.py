@@ -35,9 +35,7 @@ COUNT_COMPLETED = Statement(
     )
 )
 fast = APIRouter(
-    prefix="/api/{user_id}",
-    route_class=DirectRoute,
-    dependencies=[Depends(verify_user_access)],
+    prefix="/api/{user_id}", route_class=DirectRoute, dependencies=[Depends(verify_user_access)]
 )
 
 

@@ -34,14 +34,12 @@ class TestTaskId:
     def test_is_a_plain_decimal(self, text: str) -> None:
         assert TypeAdapter(TaskId).validate_python(text) == int(text)
 
-    @pytest.mark.parametrize("text", ["", "0", "01", "+1", "-1", "1.0", " 1", "1 ", "1_0", "१"])
+    @pytest.mark.parametrize(
+        "text", ["", "0", "01", "+1", "-1", "1.0", " 1", "1 ", "1_0", "१", f"{MAX_TASK_ID + 1}"]
+    )
     def test_of_another_form_is_refused(self, text: str) -> None:
         with pytest.raises(ValidationError):
             TypeAdapter(TaskId).validate_python(text)
-
-    def test_of_65_bits_is_refused(self) -> None:
-        with pytest.raises(ValidationError):
-            TypeAdapter(TaskId).validate_python(str(MAX_TASK_ID + 1))
 
 
 class TestBodies:
@@ -80,6 +78,5 @@ class TestTasksJson:
     def test_escapes_what_json_must(self) -> None:
         title = "".join(map(chr, range(0x100))) + "\u2028\U0001f600"
         record = (1, "alice", title, None, True, "then", "now")
-        assert tasks_json([record]) == to_json(
-            [dict(zip(TaskPublic.model_fields, record, strict=True))]
-        )
+        names = TaskPublic.model_fields
+        assert tasks_json([record]) == to_json([dict(zip(names, record, strict=True))])

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, TextIO
@@ -72,14 +72,6 @@ def request_id() -> Iterator[str]:
 
 
 class TestRecords:
-    def test_have_the_id_of_their_request(
-        self, request_id: str, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        with service_logs(get_settings()):
-            logging.getLogger("of a library").warning("hello")
-        [record] = caplog.records
-        assert vars(record)["request_id"] == request_id
-
     def test_have_a_dash_outside_of_requests(self, caplog: pytest.LogCaptureFixture) -> None:
         with service_logs(get_settings()):
             logging.getLogger("of a library").warning("hello")
@@ -123,12 +115,12 @@ class Terminal(io.StringIO):
 
 
 class TestForm:
-    def said(self, stream: io.StringIO, *arguments: object) -> str:
+    def said(self, stream: io.StringIO, *arguments: object, **options: object) -> str:
         """What a logger writes there."""
         handler = logging.StreamHandler(stream)
         handler.setFormatter(LineFormatter(stream))
         with handlers_of("library", handler) as logger:
-            logger.log(*arguments)
+            logger.log(*arguments, **options)
         return stream.getvalue()
 
     def test_lines_are_text_on_a_terminal(self, request_id: str) -> None:
@@ -145,17 +137,13 @@ class TestForm:
             "request_id": request_id,
         }
 
-    @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
-    def test_lines_are_what_is_asked_for(
-        self, stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("LOG_FORMAT", "json")
-        assert json.loads(self.said(stream(), logging.INFO, "hello"))["message"] == "hello"
-        monkeypatch.setenv("LOG_FORMAT", "text")
-        assert "[-] hello" in self.said(stream(), logging.INFO, "hello")
-
-    def test_text_has_no_colours_in_a_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("LOG_FORMAT", "text")
+    def test_lines_are_what_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for stream in (Terminal, io.StringIO):
+            monkeypatch.setenv("LOG_FORMAT", "json")
+            assert json.loads(self.said(stream(), logging.INFO, "hello"))["message"] == "hello"
+            monkeypatch.setenv("LOG_FORMAT", "text")
+            assert "[-] hello" in self.said(stream(), logging.INFO, "hello")
+        # No colours in a file.
         assert self.said(io.StringIO(), logging.ERROR, "hello") == "ERROR:    [-] hello\n"
 
     @pytest.mark.parametrize("form", ["text", "json"])
@@ -176,11 +164,7 @@ class TestForm:
         try:
             raise RuntimeError("why\nERROR:    [x] forged")
         except RuntimeError:
-            handler = logging.StreamHandler(stream := io.StringIO())
-            handler.setFormatter(LineFormatter(stream))
-            with handlers_of("library", handler) as logger:
-                logger.exception("it failed")
-        said = stream.getvalue()
+            said = self.said(io.StringIO(), logging.ERROR, "it failed", exc_info=True)
         if form == "json":
             line = json.loads(said)
             assert line["message"] == "it failed"
@@ -226,51 +210,29 @@ class TestService:
         with handlers_of("tasks", propagate=True):
             yield
 
-    def test_lines_are_shown_where_nothing_else_handles_them(
+    def test_lines_are_shown_once_where_nothing_else_handles_them(
         self, request_id: str, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        with handlers_of(None), service_logs(get_settings()):
-            logging.getLogger("tasks.db").info("hello")
+        with handlers_of(None) as root, level_of("tasks", logging.NOTSET):
+            root.setLevel(logging.WARNING)  # As it is where nobody has configured logging.
+            with service_logs(get_settings()), service_logs(get_settings()):
+                assert len(logging.getLogger("tasks").handlers) == 1
+                logging.getLogger("tasks.db").info("hello")
         line = json.loads(capfd.readouterr().err)
         assert (line["message"], line["request_id"]) == ("hello", request_id)
 
-    def test_lines_are_shown_once(self, capfd: pytest.CaptureFixture[str]) -> None:
-        with handlers_of(None), service_logs(get_settings()), service_logs(get_settings()):
-            assert len(logging.getLogger("tasks").handlers) == 1
-            logging.getLogger("tasks.db").info("hello")
-        assert capfd.readouterr().err.count("hello") == 1
-
-    def test_lines_go_to_the_operators_handlers(self, capfd: pytest.CaptureFixture[str]) -> None:
-        stream = io.StringIO()
-        with handlers_of(None, logging.StreamHandler(stream)), service_logs(get_settings()):
-            assert logging.getLogger("tasks").handlers == []
-            logging.getLogger("tasks.db").info("hello")
-        assert stream.getvalue() == "hello\n"
-        assert capfd.readouterr().err == ""
-
-    def test_lines_go_to_an_operators_handler_of_its_own(
-        self, capfd: pytest.CaptureFixture[str]
+    @pytest.mark.parametrize("name", [None, "tasks"], ids=["for all", "of its own"])
+    def test_lines_go_to_the_operators_handlers(
+        self, capfd: pytest.CaptureFixture[str], name: str | None
     ) -> None:
-        stream = io.StringIO()
-        own = logging.StreamHandler(stream)
-        with (
-            handlers_of(None),
-            handlers_of("tasks", own, propagate=True),
-            service_logs(get_settings()),
-        ):
-            logging.getLogger("tasks.db").info("hello")
-        assert stream.getvalue() == "hello\n"
-        assert capfd.readouterr().err == ""
-
-    def test_lines_are_shown_though_the_root_is_at_warning(
-        self, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        """As it is where nobody has configured logging."""
-        with handlers_of(None) as root, level_of("tasks", logging.NOTSET):
-            root.setLevel(logging.WARNING)
+        own = logging.StreamHandler(stream := io.StringIO())
+        with handlers_of(None), handlers_of(name, own, propagate=True):
+            before = list(logging.getLogger("tasks").handlers)
             with service_logs(get_settings()):
+                assert logging.getLogger("tasks").handlers == before
                 logging.getLogger("tasks.db").info("hello")
-        assert "hello" in capfd.readouterr().err
+        assert stream.getvalue() == "hello\n"
+        assert capfd.readouterr().err == ""
 
     @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING, logging.CRITICAL])
     def test_operators_level_is_left_alone(self, level: int) -> None:
@@ -286,15 +248,10 @@ class TestAfterwards:
             stack.enter_context(handlers_of(None))
             stack.enter_context(handlers_of("tasks", propagate=True))
             service = stack.enter_context(level_of("tasks", logging.NOTSET))
-            if failing:
-                with (
-                    pytest.raises(ValueError, match="at the start"),
-                    service_logs(get_settings()),
-                ):
-                    raise ValueError("at the start")
-            else:
-                with service_logs(get_settings()):
-                    assert service.handlers
+            with suppress(LookupError), service_logs(get_settings()):
+                assert service.handlers
+                if failing:
+                    raise LookupError
             assert logging.getLogRecordFactory() is factory
             assert service.handlers == []
             assert service.level == logging.NOTSET
@@ -383,56 +340,25 @@ class TestLineWriter:
 
 
 class TestOutage:
-    @pytest.fixture
-    def outage(self) -> Outage:
-        return Outage(logging.getLogger("of a library"), "it does not serve")
-
-    def test_is_told_when_it_begins_and_when_it_is_over(
-        self,
-        outage: Outage,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
+    @pytest.mark.parametrize("quiet", [0.0, 60.0])
+    def test_is_told_when_it_begins_and_when_it_is_over_for_a_while(
+        self, quiet: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr("kit.logs.OUTAGE_QUIET", 0.0)
-        outage.begins("it is away")
-        outage.begins("it is still away")
+        monkeypatch.setattr("kit.logs.OUTAGE_QUIET", quiet)
+        outage = Outage(logging.getLogger("of a library"), "it does not serve")
         outage.ends()
-        outage.ends()
-        began, over = caplog.records
-        assert (began.levelno, began.getMessage()) == (
-            logging.ERROR,
-            "it does not serve: it is away",
-        )
-        assert (over.levelno, over.getMessage()) == (
-            logging.WARNING,
-            "over after 0.0 s: it does not serve",
-        )
-
-    def test_goes_on_while_only_some_requests_fail(
-        self, outage: Outage, caplog: pytest.LogCaptureFixture
-    ) -> None:
         for _ in range(3):
             outage.begins("it is away")
+            outage.begins("it is still away")
             outage.ends()
-        assert len(caplog.records) == 1
-
-    def test_is_told_again_when_it_comes_again(
-        self,
-        outage: Outage,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        monkeypatch.setattr("kit.logs.OUTAGE_QUIET", 0.0)
-        for _ in range(2):
-            outage.begins("it is away")
             outage.ends()
-        assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING] * 2
-
-    def test_that_never_was_is_not_told(
-        self, outage: Outage, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        outage.ends()
-        assert caplog.records == []
+        told = [
+            (logging.ERROR, "it does not serve: it is away"),
+            (logging.WARNING, "over after 0.0 s: it does not serve"),
+        ]
+        # It goes on while only some requests fail.
+        expected = told[:1] if quiet else told * 3
+        assert [(record.levelno, record.getMessage()) for record in caplog.records] == expected
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ def table(*routes: BaseRoute) -> RouteTable:
     return RouteTable(APIRouter(routes=list(routes)))
 
 
+def taken(found: RouteTable, method: str, path: str) -> BaseRoute | None:
+    """The route that the table finds."""
+    route = found.find(method, path)
+    return route and route[0]
+
+
 def starlettes(routes: Iterable[BaseRoute], method: str, path: str) -> BaseRoute | None:
     """The route that Starlette would take, if that is a direct one."""
     scope = {"type": "http", "method": method, "path": path}
@@ -69,9 +75,7 @@ class TestFind:
         for route in routes:
             path = route.path.format(user_id="alice", task_id="1")
             for method in route.methods or ():
-                found = RouteTable(app.router).find(method, path)
-                assert found is not None
-                assert found[0] is route
+                assert taken(RouteTable(app.router), method, path) is route
 
     def test_gives_the_parameters(self) -> None:
         found = table(direct("/of/{user_id}/all")).find("GET", "/of/alice/all")
@@ -81,17 +85,13 @@ class TestFind:
     def test_first_one_wins(self) -> None:
         general, special = direct("/of/{user_id}"), direct("/of/me")
         for routes in ([general, special], [special, general]):
-            found = table(*routes).find("GET", "/of/me")
-            assert found is not None
-            assert found[0] is routes[0]
+            assert taken(table(*routes), "GET", "/of/me") is routes[0]
 
     def test_method_counts(self) -> None:
         reading, writing = direct("/a"), direct("/a", "PUT", "POST")
         both = table(reading, writing)
         for method, route in (("GET", reading), ("PUT", writing), ("POST", writing)):
-            found = both.find(method, "/a")
-            assert found is not None
-            assert found[0] is route
+            assert taken(both, method, "/a") is route
         assert both.find("DELETE", "/a") is None
 
     @pytest.mark.parametrize(
@@ -110,9 +110,7 @@ class TestFind:
         later = direct("/of/{user_id}")
         assert table(before, later).find("GET", "/of/alice") is None
         # Whatever comes after it takes nothing away.
-        found = table(later, before).find("GET", "/of/alice")
-        assert found is not None
-        assert found[0] is later
+        assert taken(table(later, before), "GET", "/of/alice") is later
 
     def test_leaves_included_routers_to_fastapi(self) -> None:
         api, router = FastAPI(), APIRouter()

@@ -20,9 +20,10 @@ from settings import SettingsError
 
 
 def cases(table: str) -> list[tuple[str, str]]:
-    """A URL, and below it what is expected of it."""
-    lines = [line.strip() for line in table.splitlines() if line and not line.startswith("#")]
-    return list(zip(lines[::2], lines[1::2], strict=True))
+    """A URL, and behind an arrow, or below it, what is expected of it."""
+    rows = table.strip().replace("\n    ", " => ").splitlines()
+    arrows = [row.partition(" => ") for row in rows if not row.startswith("#")]
+    return [(url, expected) for url, _, expected in arrows]
 
 
 def tls_of(attempt: ssl.SSLContext | bool) -> str:
@@ -62,8 +63,7 @@ psql 'postgresql://o:npg_A1@ep-a.aws.neon.tech/neondb?sslmode=require'
     o:npg_A1@ep-a.aws.neon.tech:None/neondb encrypted
 postgresql://o:p@ep-a-pooler.aws.neon.tech/d?sslmode=require&pgbouncer=true&connect_timeout=15
     o:p@ep-a-pooler.aws.neon.tech:None/d encrypted statement_cache_size=0 timeout=5.0
-postgresql://u:p@h/d?options=endpoint%3Dep-a
-    u:p@h:None/d encrypted options=endpoint=ep-a
+postgresql://u:p@h/d?options=endpoint%3Dep-a => u:p@h:None/d encrypted options=endpoint=ep-a
 # Supabase, direct, pooled, with Prisma's and Vercel's parameters.
 postgresql://postgres:pw@db.abcdef.supabase.co:5432/postgres
     postgres:pw@db.abcdef.supabase.co:5432/postgres encrypted
@@ -79,8 +79,7 @@ postgresql://postgres:p@roundhouse.proxy.rlwy.net:41234/railway
     postgres:p@roundhouse.proxy.rlwy.net:41234/railway encrypted
 postgres://uab:p1f2@ec2-54-83-1-2.compute-1.amazonaws.com:5432/d4t7
     uab:p1f2@ec2-54-83-1-2.compute-1.amazonaws.com:5432/d4t7 encrypted
-postgres://u:p@tasks-db.flycast:5432/d?sslmode=disable
-    u:p@tasks-db.flycast:5432/d plain
+postgres://u:p@tasks-db.flycast:5432/d?sslmode=disable => u:p@tasks-db.flycast:5432/d plain
 postgresql://u@srv:p@srv.postgres.database.azure.com/d?sslmode=require
     u@srv:p@srv.postgres.database.azure.com:None/d encrypted
 postgresql://u:p@x.eu-west-1.rds.amazonaws.com:5432/d?sslmode=verify-full&sslrootcert={root}
@@ -92,60 +91,37 @@ postgres://avnadmin:p@x.aivencloud.com:12691/defaultdb?sslmode=require
 postgresql://u:p@/d?host=/cloudsql/project:europe-west1:instance
     u:p@/cloudsql/project:europe-west1:instance:None/d encrypted/plain
 # Quotes, spaces, upper case, drivers' names.
-"postgresql://u:p@h/d"
-    u:p@h:None/d encrypted
-'  POSTGRES://u:p@h/d '
-    u:p@h:None/d encrypted
-psql postgresql://u:p@h/d
-    u:p@h:None/d encrypted
-postgresql+psycopg2://u:p@h/d
-    u:p@h:None/d encrypted
-PostgreSQL+asyncpg://u:p@h/d
-    u:p@h:None/d encrypted
+"postgresql://u:p@h/d" => u:p@h:None/d encrypted
+'  POSTGRES://u:p@h/d ' => u:p@h:None/d encrypted
+psql postgresql://u:p@h/d => u:p@h:None/d encrypted
+postgresql+psycopg2://u:p@h/d => u:p@h:None/d encrypted
+PostgreSQL+asyncpg://u:p@h/d => u:p@h:None/d encrypted
 # TLS by the host, and by each way to ask for it.
-postgresql://localhost/d
-    None:None@localhost:None/d encrypted/plain
-postgresql://u:p@127.0.0.1:5433/d
-    u:p@127.0.0.1:5433/d encrypted/plain
-postgresql://u:p@[::1]:5433/d
-    u:p@::1:5433/d encrypted/plain
-postgresql://u:p@10.0.0.5/d
-    u:p@10.0.0.5:None/d encrypted
-postgresql://u:p@localhost.example.com/d
-    u:p@localhost.example.com:None/d encrypted
-postgresql://u:p@h/d?sslmode=allow
-    u:p@h:None/d plain/encrypted
+postgresql://localhost/d => None:None@localhost:None/d encrypted/plain
+postgresql://u:p@127.0.0.1:5433/d => u:p@127.0.0.1:5433/d encrypted/plain
+postgresql://u:p@[::1]:5433/d => u:p@::1:5433/d encrypted/plain
+postgresql://u:p@10.0.0.5/d => u:p@10.0.0.5:None/d encrypted
+postgresql://u:p@localhost.example.com/d => u:p@localhost.example.com:None/d encrypted
+postgresql://u:p@h/d?sslmode=allow => u:p@h:None/d plain/encrypted
 postgresql://u:p@h/d?sslmode=prefer&gssencmode=prefer
     u:p@h:None/d encrypted/plain ignored=gssencmode
-postgresql://u:p@localhost/d?sslmode=require
-    u:p@localhost:None/d encrypted
+postgresql://u:p@localhost/d?sslmode=require => u:p@localhost:None/d encrypted
 postgresql://u:p@h/d?sslmode=no-verify&sslrootcert={root}&uselibpqcompat=true
     u:p@h:None/d encrypted ignored=uselibpqcompat
-postgresql://u:p@h/d?ssl=true
-    u:p@h:None/d encrypted
-postgresql://u:p@h/d?ssl=false&sslmode=disable
-    u:p@h:None/d plain
-postgresql://u:p@h/d?ssl=verify-ca&sslmode=verify-ca
-    u:p@h:None/d verified-ca
-postgresql://u:p@h/d?sslmode=require&sslrootcert={root}
-    u:p@h:None/d verified-ca
-postgresql://u:p@h/d?sslmode=verify-full&sslrootcert=system
-    u:p@h:None/d verified
-postgresql://u:p@h/d?sslmode=verify-full&sslcert={cert}&sslkey={key}
-    u:p@h:None/d verified
-postgresql://u:p@h/d?sslmode=verify-ca&channel_binding=require
-    u:p@h:None/d verified
-postgresql://u:p@h/d?channel_binding=prefer
-    u:p@h:None/d encrypted
+postgresql://u:p@h/d?ssl=true => u:p@h:None/d encrypted
+postgresql://u:p@h/d?ssl=false&sslmode=disable => u:p@h:None/d plain
+postgresql://u:p@h/d?ssl=verify-ca&sslmode=verify-ca => u:p@h:None/d verified-ca
+postgresql://u:p@h/d?sslmode=require&sslrootcert={root} => u:p@h:None/d verified-ca
+postgresql://u:p@h/d?sslmode=verify-full&sslrootcert=system => u:p@h:None/d verified
+postgresql://u:p@h/d?sslmode=verify-full&sslcert={cert}&sslkey={key} => u:p@h:None/d verified
+postgresql://u:p@h/d?sslmode=verify-ca&channel_binding=require => u:p@h:None/d verified
+postgresql://u:p@h/d?channel_binding=prefer => u:p@h:None/d encrypted
 # Parameters for more than what stands before the path.
-postgresql:///d?host=/tmp&user=me&password=a%20b+c
-    me:a b+c@/tmp:None/d encrypted/plain
+postgresql:///d?host=/tmp&user=me&password=a%20b+c => me:a b+c@/tmp:None/d encrypted/plain
 postgresql://u:p@localhost/d?host=db.example.com&port=6000&dbname=other
     u:p@db.example.com:6000/other encrypted
-postgresql://u@/d?host=/run&port=6000
-    u:None@/run:6000/d encrypted/plain
-postgresql:///d
-    None:None@None:None/d encrypted/plain
+postgresql://u@/d?host=/run&port=6000 => u:None@/run:6000/d encrypted/plain
+postgresql:///d => None:None@None:None/d encrypted/plain
 # Limits, schemas, the server's settings.
 postgresql://u:p@h/d?connect_timeout=3&statement_timeout=800
     u:p@h:None/d encrypted timeout=3 statement_timeout=0.8
@@ -157,8 +133,7 @@ postgresql://u:p@h/d?search_path=App,%22Odd%20One%22
     u:p@h:None/d encrypted search_path=app+Odd One
 postgresql://u:p@h/d?options=-csearch_path%3Dapp,%5C%20public&application_name=mine
     u:p@h:None/d encrypted application_name=mine search_path=app+public
-postgresql://u:p@h/d?schema=app&search_path=app
-    u:p@h:None/d encrypted search_path=app
+postgresql://u:p@h/d?schema=app&search_path=app => u:p@h:None/d encrypted search_path=app
 postgresql://u:p@h/d?statement_cache_size=5&prepared_statement_cache_size=7&pgbouncer=true
     u:p@h:None/d encrypted statement_cache_size=5 prepared_statement_cache_size=7
 postgresql://u:p@h/d?keepalives=1&keepalives_idle=30&client_encoding=utf8&sslnegotiation=postgres
@@ -177,107 +152,69 @@ postgresql://u:p@%2Frun,localhost:6000/d
 postgresql://u:p@h/d?target_session_attrs=primary
     u:p@h:None/d encrypted target_session_attrs=primary
 # A comma or a slash in a password.
-postgresql://u:a/b,c@h:6000/d
-    u:a/b,c@h:6000/d encrypted
+postgresql://u:a/b,c@h:6000/d => u:a/b,c@h:6000/d encrypted
 postgresql://u:a,b@h1,h2/d
     u:a,b@['h1', 'h2']:[5432, 5432]/d encrypted target_session_attrs=read-write
 """)
 
 REFUSED = cases("""
-jdbc:postgresql://h/d?user=u&password=hunter2
-    is a URL for Java: write it as postgresql://
+jdbc:postgresql://h/d?user=u&password=hunter2 => is a URL for Java: write it as postgresql://
 prisma+postgres://accelerate.prisma-data.net/?api_key=hunter2
     paste the URL of the database itself
-https://hunter2.supabase.co
-    is the address of a web page: paste the connection string
+https://hunter2.supabase.co => is the address of a web page: paste the connection string
 postgresql://u:hunter2@free-tier.gcp.cockroachlabs.cloud:26257/d?sslmode=verify-full
     is of CockroachDB
-cockroachdb://u:hunter2@h:26257/d
-    is of CockroachDB
-mysql://u:hunter2@h1,h2/d
-    is of a database that is not supported
-postgresqlx://u:hunter2@h/d
-    is of a database that is not supported
-host=h dbname=d password=hunter2
-    is not a URL: it should look like
-psql "host=h password=hunter2"
-    is not a URL: it should look like
-postgresql//u:hunter2@h/d
-    is not a URL
-postgresql://u:hunter2@h:port/d
-    is not a URL
-tasks.db
-    is not a URL
+cockroachdb://u:hunter2@h:26257/d => is of CockroachDB
+mysql://u:hunter2@h1,h2/d => is of a database that is not supported
+postgresqlx://u:hunter2@h/d => is of a database that is not supported
+host=h dbname=d password=hunter2 => is not a URL: it should look like
+psql "host=h password=hunter2" => is not a URL: it should look like
+postgresql//u:hunter2@h/d => is not a URL
+postgresql://u:hunter2@h:port/d => is not a URL
+tasks.db => is not a URL
 postgresql://postgres:[YOUR-PASSWORD]@db.abcdef.supabase.co:5432/postgres
     has a placeholder in place of its password
-postgresql://u:************@ep-a.aws.neon.tech/neondb
-    has a placeholder in place of its password
-postgresql://u:hunter2@h/d?colour=hunter2
-    has a parameter that is not supported; supported are
-postgresql://u:pass@word?hunter2=@h/d
-    has a parameter that is not supported; supported are
+postgresql://u:************@ep-a.aws.neon.tech/neondb => has a placeholder in place of its password
+postgresql://u:hunter2@h/d?colour=hunter2 => has a parameter that is not supported; supported are
+postgresql://u:pass@word?hunter2=@h/d => has a parameter that is not supported; supported are
 postgresql://u:hunter2@h/d?sslcrl=hunter2
     has the parameter sslcrl, which is not supported: remove it
 postgresql://u:hunter2@h/d?gssencmode=require
     has the parameter gssencmode, which is not supported: remove it
 postgresql://u:hunter2@h/d?sslnegotiation=direct
     has the parameter sslnegotiation, which is not supported: remove it
-postgresql://u:hunter2@h/d?sslmode=require&sslmode=disable
-    has the parameter sslmode twice
-postgresql://u:hunter2@h/d?sslmode=hunter2
-    sslmode must be one of
-postgresql://u:hunter2@h/d?ssl=hunter2
-    ssl must be one of
-postgresql://u:hunter2@h/d?ssl=true&sslmode=disable
-    sslmode and ssl differ
-postgresql://u:hunter2@h/d?channel_binding=hunter2
-    channel_binding must be
+postgresql://u:hunter2@h/d?sslmode=require&sslmode=disable => has the parameter sslmode twice
+postgresql://u:hunter2@h/d?sslmode=hunter2 => sslmode must be one of
+postgresql://u:hunter2@h/d?ssl=hunter2 => ssl must be one of
+postgresql://u:hunter2@h/d?ssl=true&sslmode=disable => sslmode and ssl differ
+postgresql://u:hunter2@h/d?channel_binding=hunter2 => channel_binding must be
 postgresql://u:hunter2@h/d?ssl=prefer&channel_binding=require
     ssl=prefer and channel_binding=require, which exclude each other
 postgresql://u:hunter2@h/d?sslmode=verify-ca&sslrootcert=/hunter2
     sslrootcert is not a readable file
-postgresql://u:hunter2@h/d?sslmode=require&sslcert=/hunter2
-    sslcert and sslkey are not
-postgresql://u:hunter2@h/d?sslkey=/hunter2
-    sslkey is of use only together with sslcert
-postgresql://u:hunter2@h/d?statement_cache_size=hunter2
-    statement_cache_size must be a number
-postgresql://u:hunter2@h/d?connect_timeout=-1
-    connect_timeout must be a number
-postgresql://u:hunter2@h/d?connect_timeout=9999999999
-    connect_timeout must be a number
+postgresql://u:hunter2@h/d?sslmode=require&sslcert=/hunter2 => sslcert and sslkey are not
+postgresql://u:hunter2@h/d?sslkey=/hunter2 => sslkey is of use only together with sslcert
+postgresql://u:hunter2@h/d?statement_cache_size=hunter2 => statement_cache_size must be a number
+postgresql://u:hunter2@h/d?connect_timeout=-1 => connect_timeout must be a number
+postgresql://u:hunter2@h/d?connect_timeout=9999999999 => connect_timeout must be a number
 postgresql://u:hunter2@h/d?statement_timeout=9999999999999999999
     statement_timeout must be milliseconds
-postgresql://u:hunter2@h..x/d
-    a name that no host can have
-postgresql://u:hunter2@h:0/d
-    a port must be a number
-postgresql://u:hunter2%00@h/d
-    must not hold %00
-sqlite:///hunter2\udcff.db
-    is not UTF-8 text
+postgresql://u:hunter2@h..x/d => a name that no host can have
+postgresql://u:hunter2@h:0/d => a port must be a number
+postgresql://u:hunter2%00@h/d => must not hold %00
+sqlite:///hunter2\udcff.db => is not UTF-8 text
 postgresql://u:hunter2@h/d?statement_timeout=hunter2
     statement_timeout must be milliseconds, or like 5s
-postgresql://u:hunter2@h/d?search_path=%22$user%22,public
-    search_path must be names of schemas
-postgresql://u:hunter2@h/d?schema=a&search_path=b
-    search_path and schema name different schemas
-postgresql://u:hunter2@h/d?target_session_attrs=hunter2
-    target_session_attrs must be one of
-postgresql://u:hunter2@h1,,h2/d
-    several hosts are written
-postgresql://u:hunter2@[::1,h2/d
-    several hosts are written
-postgresql://u:hunter2@h1,h2,h3/d?port=1,2
-    several hosts are written
-postgresql://u:hunter2@h1:port,h2/d
-    a port must be
-postgresql://u:hunter2@h1:65536,h2/d
-    a port must be
-postgresql://u:p@ss,hunter2@h/d
-    an @ in its password must be written as %40
-postgresql://u:p@hunter2@h/d
-    an @ in its password must be written as %40
+postgresql://u:hunter2@h/d?search_path=%22$user%22,public => search_path must be names of schemas
+postgresql://u:hunter2@h/d?schema=a&search_path=b => search_path and schema name different schemas
+postgresql://u:hunter2@h/d?target_session_attrs=hunter2 => target_session_attrs must be one of
+postgresql://u:hunter2@h1,,h2/d => several hosts are written
+postgresql://u:hunter2@[::1,h2/d => several hosts are written
+postgresql://u:hunter2@h1,h2,h3/d?port=1,2 => several hosts are written
+postgresql://u:hunter2@h1:port,h2/d => a port must be
+postgresql://u:hunter2@h1:65536,h2/d => a port must be
+postgresql://u:p@ss,hunter2@h/d => an @ in its password must be written as %40
+postgresql://u:p@hunter2@h/d => an @ in its password must be written as %40
 """)
 
 

@@ -42,6 +42,10 @@ COMPLETE = queries.COMPLETE.any_version
 DELETE = queries.DELETE.any_version
 
 
+async def delete(database: Database, task_id: int) -> object:
+    return await DELETE.row(Session(database), owner="alice", expired=utc_now(), task_id=task_id)
+
+
 class TestStatement:
     async def test_rows_have_one_form_on_both_databases(self, database: Database) -> None:
         now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
@@ -93,32 +97,29 @@ class TestStatement:
 
     @pytest.mark.parametrize("create", [CREATE, CREATE_WITHIN], ids=["insert", "with … insert"])
     @pytest.mark.parametrize("kept", [True, False], ids=["commit", "rollback"])
-    async def test_takes_part_in_a_begun_transaction(
-        self, database: Database, database_url: str, create: Statement, kept: bool
+    @pytest.mark.parametrize("foreign", [False, True], ids=["own", "foreign"])
+    async def test_takes_part_in_the_transaction_of_its_session(
+        self, database: Database, database_url: str, create: Statement, kept: bool, foreign: bool
     ) -> None:
-        async with Session(database) as session:
-            await session.begin()
+        made = AsyncSession(database.engine) if foreign else Session(database)
+        async with made as session:
+            if not foreign:
+                await session.begin()
             [row] = await create.rows(session, **new("in a transaction", task_limit=1))
             assert await stored(database_url) == []
             assert await LIST.rows(session, owner="alice") == [row]
             await (session.commit() if kept else session.rollback())
         assert await stored(database_url) == (["in a transaction"] if kept else [])
 
-    async def test_in_a_savepoint_is_undone_with_the_transaction(
+    async def test_is_undone_after_a_savepoint_or_a_query_began_the_transaction(
         self, database: Database, database_url: str
     ) -> None:
         async with Session(database) as session:
             async with session.begin_nested():
                 await CREATE.rows(session, **new("in a savepoint"))
             await session.rollback()
-        assert await stored(database_url) == []
-
-    async def test_takes_part_in_a_transaction_that_a_query_began(
-        self, database: Database, database_url: str
-    ) -> None:
-        async with Session(database) as session:
             await session.exec(select_entities(Task))
-            await CREATE.rows(session, **new("in a transaction"))
+            await CREATE.rows(session, **new("after a query"))
             await session.rollback()
         assert await stored(database_url) == []
 
@@ -138,11 +139,12 @@ class TestStatement:
     async def test_reads_what_a_session_has_pending(
         self, database: Database, database_url: str
     ) -> None:
-        async with Session(database) as session:
-            session.add(Task(user_id="alice", title="pending"))
-            [row] = await LIST.rows(session, owner="alice")
-            assert row["title"] == "pending"
-            await session.rollback()
+        for made in (Session(database), AsyncSession(database.engine)):
+            async with made as session:
+                session.add(Task(user_id="alice", title="pending"))
+                [row] = await LIST.rows(session, owner="alice")
+                assert row["title"] == "pending"
+                await session.rollback()
         assert await stored(database_url) == []
 
     async def test_object_of_the_same_session_sees_what_it_wrote(self, database: Database) -> None:
@@ -155,26 +157,6 @@ class TestStatement:
             await COMPLETE.row(session, owner="alice", task_id=task.id, **values)
             await session.refresh(task)
             assert task.completed is True
-
-    @pytest.mark.parametrize("kept", [True, False], ids=["commit", "rollback"])
-    async def test_uses_the_transaction_of_a_foreign_session(
-        self, database: Database, database_url: str, kept: bool
-    ) -> None:
-        async with AsyncSession(database.engine) as session:
-            [row] = await CREATE.rows(session, **new("foreign"))
-            assert await stored(database_url) == []
-            assert await LIST.rows(session, owner="alice") == [row]
-            await (session.commit() if kept else session.rollback())
-        assert await stored(database_url) == (["foreign"] if kept else [])
-
-    async def test_reads_what_a_foreign_session_has_pending(
-        self, database: Database, database_url: str
-    ) -> None:
-        async with AsyncSession(database.engine) as session:
-            session.add(Task(user_id="alice", title="pending"))
-            [row] = await LIST.rows(session, owner="alice")
-            assert row["title"] == "pending"
-        assert await stored(database_url) == []
 
     async def test_uses_the_connection_of_a_foreign_session(
         self, database: Database, database_url: str
@@ -221,9 +203,7 @@ class TestPostgreSQLFailures:
         async with open_database(quick) as database:
             async with asyncio.timeout(5):
                 with pytest.raises(DatabaseUnavailable, match="TimeoutError"):
-                    await DELETE.row(
-                        Session(database), owner="alice", expired=utc_now(), task_id=locked
-                    )
+                    await delete(database, locked)
             await all_returned(database)
             assert len(await LIST.rows(Session(database), owner="alice")) == 1
 
@@ -240,9 +220,7 @@ class TestPostgreSQLFailures:
         self, database: Database, database_url: str, locked: int
     ) -> None:
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        stuck = asyncio.create_task(
-            DELETE.row(Session(database), owner="alice", expired=utc_now(), task_id=locked)
-        )
+        stuck = asyncio.create_task(delete(database, locked))
         async with asyncio.timeout(1):
             while await stored(database_url, waiting) == [0]:
                 assert not stuck.done()
@@ -259,11 +237,8 @@ class TestPostgreSQLFailures:
         await execute(database_url, "DROP TABLE task, task_schema")
         await execute(database_url, EARLIER_TABLE["postgresql"])
         async with opened(database_url) as database:
-            session = Session(database)
-            assert await GET.row(session, owner="alice", task_id=2**63 - 1) is None
-            assert (
-                await DELETE.row(session, owner="alice", expired=utc_now(), task_id=2**31) is None
-            )
+            assert await GET.row(Session(database), owner="alice", task_id=2**63 - 1) is None
+            assert await delete(database, 2**31) is None
 
 
 REFUSALS = """
@@ -362,7 +337,7 @@ class TestExactlyOnce:
             refused.append(refusal)
             raise refusal
 
-        monkeypatch.setattr("kit.database.pool.Connection.fetch", refuse)
+        monkeypatch.setattr("kit.database.pool.Connection.run_prepared", refuse)
         monkeypatch.setattr("kit.database.execute.REPEAT_WITHIN", 0.05)
         with pytest.raises(DatabaseUnavailable):
             await CREATE.rows(Session(beyond), **new("never"))
@@ -419,9 +394,7 @@ class TestLateStatement:
             asked = questions(database)
             caplog.clear()
             with pytest.raises(StatementTimeout):
-                await DELETE.row(
-                    Session(database), owner="alice", expired=utc_now(), task_id=locked
-                )
+                await delete(database, locked)
             await until(nobody_works(database))
             assert database.seen_working
             assert caplog.records == []
@@ -435,9 +408,7 @@ class TestLateStatement:
         async with opened(database_url, database_statement_timeout=0.2) as database:
             asked = questions(database)
             with pytest.raises(StatementTimeout):
-                await DELETE.row(
-                    Session(database), owner="alice", expired=utc_now(), task_id=locked
-                )
+                await delete(database, locked)
             await LIST.rows(Session(database), owner="alice")
             assert await database.serves()
             assert asked == []

@@ -25,31 +25,30 @@ def wrapped(cause: BaseException) -> sqlalchemy.exc.DBAPIError:
     return sqlalchemy.exc.DBAPIError("SELECT 1", {}, cause)
 
 
+UNAVAILABLE: list[type[asyncpg.PostgresError]] = [
+    *(asyncpg.PostgresConnectionError, asyncpg.ConnectionDoesNotExistError),
+    *(asyncpg.ProtocolViolationError, asyncpg.InvalidPasswordError),
+    *(asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError),
+    *(asyncpg.TooManyConnectionsError, asyncpg.OutOfMemoryError, asyncpg.DiskFullError),
+    *(asyncpg.QueryCanceledError, asyncpg.AdminShutdownError),
+    *(asyncpg.CrashShutdownError, asyncpg.CannotConnectNowError),
+    *(asyncpg.LockNotAvailableError, asyncpg.SerializationError),
+    *(asyncpg.DeadlockDetectedError, asyncpg.ReadOnlySQLTransactionError),
+    *(asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError),
+    *(asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError),
+]
+BUGS: list[type[asyncpg.PostgresError]] = [
+    *(asyncpg.UniqueViolationError, asyncpg.NotNullViolationError),
+    *(asyncpg.CharacterNotInRepertoireError, asyncpg.NumericValueOutOfRangeError),
+    *(asyncpg.PostgresSyntaxError, asyncpg.UndefinedColumnError),
+]
+
+
 class TestDatabaseErrors:
     @pytest.mark.parametrize(
         "error",
         [
-            asyncpg.PostgresConnectionError("08000"),
-            asyncpg.ConnectionDoesNotExistError("08003"),
-            asyncpg.ProtocolViolationError("08P01"),
-            asyncpg.InvalidPasswordError("28P01"),
-            asyncpg.InvalidAuthorizationSpecificationError("28000"),
-            asyncpg.InvalidCatalogNameError("3D000"),
-            asyncpg.TooManyConnectionsError("53300"),
-            asyncpg.OutOfMemoryError("53200"),
-            asyncpg.DiskFullError("53100"),
-            asyncpg.QueryCanceledError("57014"),
-            asyncpg.AdminShutdownError("57P01"),
-            asyncpg.CrashShutdownError("57P02"),
-            asyncpg.CannotConnectNowError("57P03"),
-            asyncpg.LockNotAvailableError("55P03"),
-            asyncpg.SerializationError("40001"),
-            asyncpg.DeadlockDetectedError("40P01"),
-            asyncpg.ReadOnlySQLTransactionError("25006"),
-            asyncpg.UndefinedTableError("42P01"),
-            asyncpg.InsufficientPrivilegeError("42501"),
-            asyncpg.InvalidSQLStatementNameError("26000"),
-            asyncpg.DuplicatePreparedStatementError("42P05"),
+            *(kind(kind.sqlstate) for kind in UNAVAILABLE),
             asyncpg.InternalServerError("could not find valid entry for shard 102008"),
             asyncpg.InterfaceError("connection is closed"),
             ConnectionRefusedError(),
@@ -75,12 +74,7 @@ class TestDatabaseErrors:
         "error",
         [
             asyncpg.InternalServerError("of another kind"),
-            asyncpg.UniqueViolationError("23505"),
-            asyncpg.NotNullViolationError("23502"),
-            asyncpg.CharacterNotInRepertoireError("22021"),
-            asyncpg.NumericValueOutOfRangeError("22003"),
-            asyncpg.PostgresSyntaxError("42601"),
-            asyncpg.UndefinedColumnError("42703"),
+            *(kind(kind.sqlstate) for kind in BUGS),
             sqlite3.IntegrityError("UNIQUE constraint failed"),
             sqlite3.ProgrammingError("Incorrect number of bindings"),
             wrapped(asyncpg.UniqueViolationError("23505")),

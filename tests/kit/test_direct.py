@@ -162,9 +162,7 @@ class TestDirectRoute:
             finally:
                 events.append("close")
 
-        async def endpoint(
-            session: Annotated[str, Depends(session, scope="function")],
-        ) -> Response:
+        async def endpoint(session: Annotated[str, Depends(session, scope="function")]) -> Response:
             events.append(session)
             return Response()
 
@@ -191,8 +189,7 @@ class TestDirectRoute:
                 raise
 
         async def endpoint(
-            task_id: TaskId,
-            _session: Annotated[None, Depends(session, scope="function")],
+            task_id: TaskId, _session: Annotated[None, Depends(session, scope="function")]
         ) -> Response:
             raise LookupError(task_id)
 

@@ -83,10 +83,7 @@ AUDIENCE = "BETTER_AUTH_AUDIENCE"
     ],
 )
 async def test_of_a_shared_secret_name_whom_the_settings_name(
-    variables: dict[str, str],
-    members: dict[str, Any],
-    good: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str], members: dict[str, Any], good: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -726,12 +726,6 @@ class TestTokens:
         assert len(scene.server.fetches) <= fetches
         assert scene.elsewhere.fetches == []
 
-    async def test_open_no_other_user_s_path(self, scene: Scene) -> None:
-        token = scene.token()
-        for _ in range(2):
-            assert_error(await scene.ask(token, user="bob"), 403, "Access denied")
-            await scene.good(token)
-
     async def test_need_a_kid_though_there_is_but_one_key(self, scene: Scene) -> None:
         scene.server.keys = [key("EdDSA").jwk]
         await scene.good(scene.token())
@@ -881,7 +875,7 @@ class TestRotation:
         await looked()
         assert len(scene.server.fetches) == 2
 
-    async def test_just_after_a_look_in_vain_is_waited_for(self, scene: Scene) -> None:
+    async def test_just_after_a_look_in_vain_is_waited_for_together(self, scene: Scene) -> None:
         scene.set_cooldown(0.5)
         await scene.good(scene.token())
         for number in (3, 4):
@@ -889,57 +883,38 @@ class TestRotation:
             fresh = key("EdDSA", number)
             scene.server.keys.append(fresh.jwk)
             async with asyncio.timeout(10):
-                await scene.good(scene.token(fresh))
+                answer = asyncio.create_task(scene.ask(scene.issuer.stray()))
+                await scene.good(*[scene.token(fresh, claims={"jti": n}) for n in range(30)])
+                assert_verdict(await answer, INVALID)
         assert len(scene.server.fetches) == 5
 
-    async def test_with_other_callers_is_waited_for_together(self, scene: Scene) -> None:
-        scene.set_cooldown(0.5)
-        await scene.invalid(scene.issuer.stray())
-        fresh = key("EdDSA", 3)
-        scene.server.keys.append(fresh.jwk)
-        answer = asyncio.create_task(scene.ask(scene.issuer.stray()))
-        await scene.good(*scene.tokens(30, lambda _: fresh))
-        assert_verdict(await answer, INVALID)
-        assert len(scene.server.fetches) == 2
-
-    async def test_takes_a_withdrawn_key_s_tokens_along_with_the_next_fetch(
-        self, scene: Scene
+    @pytest.mark.parametrize("how", ["withdrawn", "replaced", "of another algorithm"])
+    async def test_takes_the_tokens_of_a_key_that_is_gone_along_with_the_next_fetch(
+        self, scene: Scene, how: str
     ) -> None:
         scene.hurry()
-        withdrawn, kept = scene.token(), scene.token(key("ES256"))
-        await scene.good(withdrawn, kept, withdrawn, kept)
-        scene.server.keys.remove(key("EdDSA").jwk)
-        scene.advance(4.02)
-        await scene.good(kept)
-        await looked()
-        for _ in range(2):
-            await scene.invalid(withdrawn)
-            await scene.good(kept)
-
-    async def test_takes_a_replaced_key_s_tokens_along_with_the_next_fetch(
-        self, scene: Scene
-    ) -> None:
-        old = scene.token()
+        known, rsa, fresh = key("ES256"), key("RS256"), key("EdDSA", 3)
+        old, new, keys = {
+            "withdrawn": (scene.token(), scene.token(known), [known.jwk]),
+            "replaced": (
+                scene.token(),
+                scene.token(signer=fresh),
+                [{**fresh.jwk, "kid": KNOWN_KID}],
+            ),
+            "of another algorithm": (
+                scene.token(rsa),
+                scene.token(rsa, header={"alg": "PS256"}),
+                [{**rsa.jwk, "alg": "PS256"}],
+            ),
+        }[how]
         await scene.good(old)
-        scene.server.keys = [{**key("EdDSA", 3).jwk, "kid": key("EdDSA").kid}]
+        scene.server.keys = list(keys)
         scene.advance(4.02)
-        # A known key never waits, so that who asks first still passes.
-        await scene.good(old)
+        await scene.good(old)  # A known key never waits, so that who asks first still passes.
         await looked()
-        new = scene.token(signer=key("EdDSA", 3))
         for _ in range(2):
             await scene.invalid(old)
             await scene.good(new)
-
-    async def test_to_another_algorithm_under_the_same_kid_is_no_mix(self, scene: Scene) -> None:
-        old = scene.token(key("RS256"))
-        await scene.good(old)
-        scene.server.keys = [{**key("RS256").jwk, "alg": "PS256"}]
-        scene.advance(4.02)
-        await scene.good(old)
-        await looked()
-        await scene.invalid(old)
-        await scene.good(scene.token(key("RS256"), header={"alg": "PS256"}))
 
 
 class TestFlood:

@@ -10,6 +10,7 @@ from support import assert_error
 
 from main import app
 
+type Patch = pytest.MonkeyPatch
 PREFIX = "/behind/a-proxy"
 TYPES = {
     "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
@@ -70,11 +71,7 @@ class TestPage:
         assert headers["referrer-policy"] == "no-referrer"
 
     async def test_can_be_turned_off(
-        self,
-        web: httpx.AsyncClient,
-        assets: dict[str, str],
-        prefix: str,
-        monkeypatch: pytest.MonkeyPatch,
+        self, web: httpx.AsyncClient, assets: dict[str, str], prefix: str, monkeypatch: Patch
     ) -> None:
         paths = ["/docs", "/docs/oauth2-redirect", "/openapi.json"]
         paths += [path.removeprefix(prefix) for path in assets.values()]
@@ -91,9 +88,7 @@ class TestPage:
     ) -> None:
         servers = (await web.get("/openapi.json")).json()["servers"]
         assert [server["url"] for server in servers] == ([prefix] if prefix else []) + ["/"]
-
-    async def test_is_the_only_one(self, web: httpx.AsyncClient) -> None:
-        """ReDoc's would load its script from another host."""
+        # ReDoc's page would load its script from another host.
         assert_error(await web.get("/redoc"), 404, "Not Found")
 
 
@@ -125,8 +120,7 @@ class TestAssets:
     ) -> None:
         folder = assets["swagger-ui.css"].removesuffix("swagger-ui.css")
         assert_error(await web.get(f"http://test{folder}{name}"), 404, "Not Found")
-
-    async def test_are_of_this_version_alone(self, web: httpx.AsyncClient) -> None:
+        # They are of this version alone.
         assert_error(await web.get("/docs/0.0.0/swagger-ui.css"), 404, "Not Found")
 
     @pytest.mark.parametrize("part", ["bytes=0-9", "bytes=x", "bytes=999999999-"])

@@ -9,15 +9,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import httpx
 import pytest
-from databases import (
-    all_returned,
-    execute,
-    in_use,
-    new,
-    opened,
-    settings_for,
-    stored,
-)
+from databases import all_returned, execute, in_use, new, opened, settings_for, stored
 from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlmodel import select as select_entities
@@ -160,11 +152,7 @@ class TestReplica:
         self, postgresql_url: str, replica_url: str
     ) -> None:
         async with replicated(postgresql_url, replica_url) as database:
-            with (
-                pytest.raises(DatabaseUnavailable),
-                database.replica.watched(),
-                database.watched(),
-            ):
+            with pytest.raises(DatabaseUnavailable), database.replica.watched(), database.watched():
                 raise ConnectionRefusedError
             assert database.replica.seen_working
             assert not database.seen_working

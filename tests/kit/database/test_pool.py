@@ -18,6 +18,10 @@ from kit.errors import DatabaseUnavailable
 from models import Task
 from tasks.queries import CREATE, LIST
 
+KILL = """
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'task-api'
+"""
+
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 class TestKilledConnection:
@@ -26,12 +30,7 @@ class TestKilledConnection:
             for _ in range(4):
                 connection = await held.enter_async_context(database.engine.connect())
                 await connection.execute(text("SELECT 1"))
-        killed = await stored(
-            database_url,
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE application_name = 'task-api'",
-        )
-        assert killed == [True] * 4
+        assert await stored(database_url, KILL) == [True] * 4
         results = await asyncio.gather(
             *(CREATE.rows(Session(database), **new("after")) for _ in range(4)),
             *(LIST.rows(Session(database), owner="alice") for _ in range(4)),
@@ -41,11 +40,7 @@ class TestKilledConnection:
             assert len((await session.exec(select_entities(Task))).all()) == 4
 
     async def test_is_replaced_in_a_session(self, database: Database, database_url: str) -> None:
-        kill = (
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE application_name = 'task-api'"
-        )
-        assert await stored(database_url, kill) == [True]
+        assert await stored(database_url, KILL) == [True]
         async with Session(database) as session:
             session.add(Task(user_id="alice", title="after"))
             await session.commit()
@@ -55,18 +50,13 @@ class TestKilledConnection:
 class TestIdleConnection:
     """One that a firewall has forgotten, without a word, is asked before it is used."""
 
-    @pytest.fixture
-    def idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_is_replaced(
+        self, beyond: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("kit.database.idle.IDLE_BEFORE_PING", 0.1)
-
-    @pytest.mark.usefixtures("idle")
-    async def test_is_replaced_for_a_statement(self, beyond: Database, proxy: Proxy) -> None:
         with proxy.stranded():
             await asyncio.sleep(0.2)
             assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
-
-    @pytest.mark.usefixtures("idle")
-    async def test_is_replaced_for_a_session(self, beyond: Database, proxy: Proxy) -> None:
         with proxy.stranded():
             await asyncio.sleep(0.2)
             async with Session(beyond) as session:
@@ -108,15 +98,14 @@ async def test_pool_without_a_free_connection_is_unavailable(database_url: str) 
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-class TestPreparedStatement:
-    async def test_is_prepared_anew_when_the_table_has_changed(
-        self, database: Database, database_url: str
-    ) -> None:
-        await CREATE.rows(Session(database), **new("kept"))
-        assert len(await LIST.rows(Session(database), owner="alice")) == 1
-        await execute(database_url, "ALTER TABLE task ALTER COLUMN title TYPE text")
-        [row] = await LIST.rows(Session(database), owner="alice")
-        assert row["title"] == "kept"
+async def test_statement_is_prepared_anew_when_the_table_has_changed(
+    database: Database, database_url: str
+) -> None:
+    await CREATE.rows(Session(database), **new("kept"))
+    assert len(await LIST.rows(Session(database), owner="alice")) == 1
+    await execute(database_url, "ALTER TABLE task ALTER COLUMN title TYPE text")
+    [row] = await LIST.rows(Session(database), owner="alice")
+    assert row["title"] == "kept"
 
 
 class TestPoolerThatLosesNames:

@@ -72,14 +72,20 @@ class TestProcesses:
         until(lambda: not any(map(is_running, processes)))
 
     def test_have_one_form_of_log_lines(self, service: Service) -> None:
-        httpx.get(f"http://127.0.0.1:{service.port}/", **PLAIN)
-        until(lambda: "GET / 200" in service.log())
+        url = f"http://127.0.0.1:{service.port}/api/alice/tasks"
+        httpx.get(url, headers={"Authorization": "Bearer a.b.c"}, **PLAIN)
+        until(lambda: "tasks 401" in service.log())
         service.process.send_signal(signal.SIGTERM)
         service.process.wait(PATIENCE)
         lines = [json.loads(line) for line in service.log().splitlines()]
-        assert {"time", "level", "logger", "message", "request_id"} <= set.intersection(
-            *map(set, lines)
-        )
+        for line in lines:
+            assert list(line)[:5] == ["time", "level", "logger", "message", "request_id"]
+        assert lines[0]["message"].startswith("serving on")
+        assert lines[-1]["message"].startswith("Granian shutdown completed")
+        [access] = [line for line in lines if line["message"] == "GET /api/{user_id}/tasks 401"]
+        assert access["logger"] == "tasks.access"
+        [reason] = [line for line in lines if "Invalid token" in line["message"]]
+        assert reason["request_id"] == access["request_id"] != "-"
 
 
 @pytest.mark.parametrize(("proxies", "believed"), [("127.0.0.1", True), ("10.0.0.0/8", False)])
@@ -91,29 +97,40 @@ def test_proxy_is_believed_if_it_is_named(tmp_path: Path, proxies: str, believed
     assert ("client=192.0.2.7:" in line) == believed
 
 
-def test_few_open_files_serve_several_connections(tmp_path: Path) -> None:
-    command = ["sh", "-c", 'ulimit -n 64; exec "$0" -m serve', sys.executable]
+@contextmanager
+def piped(
+    folder: Path, log: int | None = None, *, before: str = ""
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A process that writes there, begun by a shell that does something before, and its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
+    command = ["sh", "-c", f'{before} exec "$0" -m serve', sys.executable]
     environment = {"PYTHONPATH": f"{ROOT}", "PORT": f"{port}", **ENVIRONMENT}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/health/ready"
-    with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
-        try:
-            with ExitStack() as idle:
-                until(lambda: _is_up(url))
-                for _ in range(8):
-                    client = idle.enter_context(httpx.Client(**PLAIN))
-                    assert client.get(url).status_code == 200
-        finally:
-            process.terminate()
-    assert process.returncode == 0
+    try:
+        until(lambda: answers(url))
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
 
 
-def _is_up(url: str) -> bool:
+def answers(url: str) -> bool:
     with suppress(httpx.TransportError):
         return httpx.get(url, **PLAIN).status_code == 200
     return False
+
+
+def test_few_open_files_serve_several_connections(tmp_path: Path) -> None:
+    with piped(tmp_path, before="ulimit -n 64;") as (process, url), ExitStack() as idle:
+        for _ in range(8):
+            client = idle.enter_context(httpx.Client(**PLAIN))
+            assert client.get(url).status_code == 200
+        idle.close()
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
 
 
 class TestRefusedStart:
@@ -131,7 +148,9 @@ class TestRefusedStart:
         ("name", "value"),
         [
             ("BETTER_AUTH_SECRET", "short"),
-            ("DATABASE_URL", "mysql://host/database"),
+            ("BETTER_AUTH_SECRET", ""),
+            ("DATABASE_URL", "mysql://u:hunter2@host/database"),
+            ("ALLOWED_ORIGINS", "https://app.example.com/hunter2"),
             ("PORT", "70000"),
             ("WORKERS", "none"),
             ("FORWARDED_ALLOW_IPS", "proxy.example.com"),
@@ -144,7 +163,8 @@ class TestRefusedStart:
     ) -> None:
         [line] = refused(tmp_path, **{"WORKERS": workers, name: value}).splitlines()
         assert re.search(rf"\b{name} ", line)
-        assert "Traceback" not in line
+        for hidden in ("Traceback", "hunter2", SECRET):
+            assert hidden not in line
 
 
 def health(service: Service, path: str = "/health") -> httpx.Response:
@@ -287,35 +307,9 @@ class TestLogReader:
 
     REQUESTS = 15_000
 
-    @contextmanager
-    def serving(
-        self, folder: Path, log: int | None
-    ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-        """A service that writes there, and its port."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serve"],
-            cwd=folder,
-            env={"PYTHONPATH": f"{ROOT}", "PORT": f"{port}", **ENVIRONMENT},
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            until(lambda: self.answers(port))
-            yield process, port
-        finally:
-            process.kill()
-            process.wait()
-
-    def answers(self, port: int) -> bool:
-        with suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{port}/health", **PLAIN).status_code == 200
-        return False
-
-    def ask(self, port: int, count: int) -> None:
+    def ask(self, url: str, count: int) -> None:
         """So many requests, pipelined, each of which is answered."""
+        port = httpx.URL(url).port
         request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
             for _ in range(count // 100):
@@ -326,10 +320,10 @@ class TestLogReader:
 
     def test_that_stalls_loses_lines_and_is_told_how_many(self, tmp_path: Path) -> None:
         reader, writer = os.pipe()
-        with self.serving(tmp_path, writer) as (process, port):
+        with piped(tmp_path, writer) as (process, url):
             os.close(writer)
-            self.ask(port, self.REQUESTS)
-            assert self.answers(port)
+            self.ask(url, self.REQUESTS)
+            assert answers(url)
             log, told = b"", 0
             while told < self.REQUESTS:
                 log += os.read(reader, 1 << 20)
@@ -344,9 +338,9 @@ class TestLogReader:
 
     def test_that_never_reads_delays_no_end(self, tmp_path: Path) -> None:
         reader, writer = os.pipe()
-        with self.serving(tmp_path, writer) as (process, port):
+        with piped(tmp_path, writer) as (process, url):
             os.close(writer)
-            self.ask(port, 2000)
+            self.ask(url, 2000)
             process.terminate()
             assert process.wait(10) == 0
         os.close(reader)
@@ -358,9 +352,9 @@ class TestLogReader:
         else:
             reader, writer = os.pipe()
             os.close(reader)
-        with self.serving(tmp_path, writer) as (process, port):
+        with piped(tmp_path, writer) as (process, url):
             os.close(writer)
-            self.ask(port, 500)
+            self.ask(url, 500)
             process.terminate()
             assert process.wait(10) == 0
 

@@ -10,19 +10,17 @@ import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import asyncpg
 import httpx
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from databases import execute, stored
+from databases import execute, settings_for, stored
 from forkserver import run
 from service import PLAIN, Service, running, until
 from support import SECRET, Caller
 
 from db import open_database
 from kit.database.tables import MIGRATIONS, keep_tables, upgrade_tables, versions
-from settings import get_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,13 +43,10 @@ class TestMigrations:
         assert versions() == graph[::-1]
         assert versions() == [f"{number:04}" for number in range(1, len(graph) + 1)]
 
-    def test_make_what_the_models_say(self, empty_url: str) -> None:
+    def test_make_what_the_models_say_and_can_be_taken_back(self, empty_url: str) -> None:
         assert alembic(empty_url, "upgrade", "head").returncode == 0
         checked = alembic(empty_url, "check")
         assert checked.returncode == 0, checked.stdout
-
-    def test_can_be_taken_back(self, empty_url: str) -> None:
-        assert alembic(empty_url, "upgrade", "head").returncode == 0
         assert alembic(empty_url, "downgrade", "base").returncode == 0
         assert alembic(empty_url, "check").returncode != 0
 
@@ -63,17 +58,16 @@ class TestMigrations:
         assert "Traceback" not in refused.stdout
 
     async def test_compare_the_task_table_alone(self, postgresql_url: str) -> None:
-        connection = await asyncpg.connect(postgresql_url)
-        await connection.execute(
+        others = (
             'CREATE TABLE "user" (id text PRIMARY KEY, "emailVerified" boolean);'
             "CREATE TABLE session (token text PRIMARY KEY)"
         )
+        await execute(postgresql_url, others)
         assert alembic(postgresql_url, "upgrade", "head").returncode == 0
         checked = alembic(postgresql_url, "check")
         assert checked.returncode == 0, checked.stdout
-        await connection.execute("ALTER TABLE task ADD COLUMN colour text")
+        await execute(postgresql_url, "ALTER TABLE task ADD COLUMN colour text")
         assert alembic(postgresql_url, "check").returncode != 0
-        await connection.close()
 
 
 @pytest.fixture
@@ -83,6 +77,14 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 class TestStart:
+    async def start(self, url: str, *, upgrade: bool = False) -> bool:
+        """Whether the database is ready after it."""
+        async with open_database(settings_for(url)) as database:
+            if upgrade:
+                await upgrade_tables(database)
+            await keep_tables(database)
+            return await database.is_ready()
+
     @pytest.mark.parametrize(
         ("grant", "reason"),
         [
@@ -91,49 +93,25 @@ class TestStart:
         ],
     )
     async def test_says_which_privilege_is_missing(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        postgresql_url: str,
-        log: pytest.LogCaptureFixture,
-        grant: str,
-        reason: str,
+        self, postgresql_url: str, log: pytest.LogCaptureFixture, grant: str, reason: str
     ) -> None:
-        connection = await asyncpg.connect(postgresql_url)
-        await connection.execute(f"CREATE ROLE guest LOGIN; GRANT {grant} TO guest")
-        monkeypatch.setenv("DATABASE_URL", postgresql_url.replace("postgres@", "guest@"))
-        async with open_database(get_settings()) as database:
-            await keep_tables(database)
-            assert not await database.is_ready()
+        await execute(postgresql_url, f"CREATE ROLE guest LOGIN; GRANT {grant} TO guest")
+        assert not await self.start(postgresql_url.replace("postgres@", "guest@"))
         [line] = [r.getMessage() for r in log.records if r.levelno == logging.ERROR]
         assert reason in line
-        await connection.execute("DROP OWNED BY guest; DROP ROLE guest")
-        await connection.close()
+        await execute(postgresql_url, "DROP OWNED BY guest; DROP ROLE guest")
 
     async def test_serves_the_tables_of_a_newer_version(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        postgresql_url: str,
-        log: pytest.LogCaptureFixture,
+        self, postgresql_url: str, log: pytest.LogCaptureFixture
     ) -> None:
         assert alembic(postgresql_url, "upgrade", "head").returncode == 0
-        connection = await asyncpg.connect(postgresql_url)
-        await connection.execute("UPDATE task_schema SET version_num = '9999'")
-        await connection.close()
-        monkeypatch.setenv("DATABASE_URL", postgresql_url)
-        async with open_database(get_settings()) as database:
-            await keep_tables(database)
-            assert await database.is_ready()
+        await execute(postgresql_url, "UPDATE task_schema SET version_num = '9999'")
+        assert await self.start(postgresql_url)
         assert "newer version" in log.text
 
-    async def test_of_a_missing_version_brings_the_tables_up_to_date(
-        self, empty_url: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_of_a_missing_version_brings_the_tables_up_to_date(self, empty_url: str) -> None:
         assert alembic(empty_url, "upgrade", "head").returncode == 0
-        monkeypatch.setenv("DATABASE_URL", empty_url)
-        async with open_database(get_settings()) as database:
-            await upgrade_tables(database)
-            await keep_tables(database)
-            assert await database.is_ready()
+        assert await self.start(empty_url, upgrade=True)
 
 
 FILES = ("*.py", "*.mako", "*.toml")

@@ -5,33 +5,31 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 from databases import new, settings_for
-from postgresql import PostgreSQL, Replica
-from service import Service, create_database, serving
+from postgresql import PostgreSQL
+from service import Service, serving
 from sqlalchemy import Integer, bindparam, func, select
 from support import Caller
 
 from db import open_database
-from faults.proxy import Proxy, proxying
+from faults.pair import Pair, paired
 from faults.stage import (
     POOL,
     RECOVERY,
     Ledger,
-    backends,
+    configure,
     connected,
     eventually,
+    have_backends,
     listed,
     load,
-    postgresql,
     someone,
-    stopped,
     watched,
 )
 from kit.database.database import Database
@@ -50,72 +48,24 @@ WRITERS = 8
 READERS = 4
 
 
-class Pair(NamedTuple):
-    """A primary that commits only what its standby has too, a database, and a proxy to each."""
-
-    primary: PostgreSQL
-    standby: Replica
-    database: str
-    to_primary: Proxy
-    to_standby: Proxy
-
-    def hosts(self, *ports: int) -> str:
-        """The URL of the database with these hosts."""
-        listed = ",".join(f"127.0.0.1:{port}" for port in ports)
-        return f"postgresql://postgres@{listed}/{self.database}"
-
-    @property
-    def direct(self) -> str:
-        return self.hosts(self.primary.port, self.standby.port)
-
-    @property
-    def by_proxies(self) -> str:
-        return self.hosts(self.to_primary.port, self.to_standby.port)
-
-    @asynccontextmanager
-    async def without_primary(self, how: str) -> AsyncIterator[None]:
-        """It is killed, and afterwards back as if nothing had happened, without a standby."""
-        if how == "swallowing":
-            self.to_primary.stall()
-        async with stopped(self.primary, "immediate"):
-            yield
-        self.to_primary.resume()
-
-    async def promote(self) -> float:
-        """When the standby has become the primary."""
-        await asyncio.to_thread(self.standby.promote)
-        return time.monotonic()
-
-
 @contextmanager
-def paired() -> Iterator[Pair]:
-    with ExitStack() as stack:
-        primary = stack.enter_context(postgresql())
-        folder = stack.enter_context(TemporaryDirectory(prefix="task-api-"))
-        standby = Replica(Path(folder), primary)
-        standby.start()
-        stack.callback(standby.stop, "immediate")
-        database = create_database(primary).rpartition("/")[2]
-        asyncio.run(_synchronous(primary))
-        yield Pair(
-            primary,
-            standby,
-            database,
-            stack.enter_context(proxying(primary.port)),
-            stack.enter_context(proxying(standby.port)),
-        )
+def synchronous() -> Iterator[Pair]:
+    """Their primary commits only what its standby has too."""
+    with paired() as pair:
+        asyncio.run(make_synchronous(pair.primary))
+        yield pair
 
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     """For a test that promotes the standby."""
-    with paired() as pair:
+    with synchronous() as pair:
         yield pair
 
 
 @pytest.fixture(scope="module")
 def shared_pair() -> Iterator[Pair]:
-    with paired() as pair:
+    with synchronous() as pair:
         yield pair
 
 
@@ -127,15 +77,11 @@ def lasting(shared_pair: Pair) -> Iterator[Pair]:
     shared_pair.to_standby.restore()
 
 
-async def _synchronous(primary: PostgreSQL) -> None:
+async def make_synchronous(primary: PostgreSQL) -> None:
+    await configure(primary.url(), "synchronous_standby_names", "'*'")
     async with connected(primary.url()) as connection:
-        await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-        await connection.execute("SELECT pg_reload_conf()")
-
-        async def is_so() -> object:
-            return await connection.fetchval("SELECT sync_state = 'sync' FROM pg_stat_replication")
-
-        await eventually(is_so)
+        is_so = "SELECT sync_state = 'sync' FROM pg_stat_replication"
+        await eventually(lambda: connection.fetchval(is_so))
 
 
 @asynccontextmanager
@@ -195,11 +141,7 @@ class Traffic(Caller):
 
     async def failed(self, count: int) -> None:
         """Until as many writes have failed."""
-
-        async def have() -> bool:
-            return self.ledger.answers[503] >= count
-
-        await eventually(have)
+        await eventually(lambda: self.ledger.answers[503] >= count)
 
     async def assert_over(self, promoted: float, *, reads: set[int]) -> None:
         """Writes succeeded soon after the promotion, and all that was promised was kept."""
@@ -246,20 +188,14 @@ class TestFailover:
         # As a provider does it who moves to another machine: connections stay, writes are 25006.
         async with served_by(tmp_path, DATABASE_URL=pair.direct) as (_, http):
             traffic = Traffic(http)
-            old_url = f"{pair.primary.url(pair.database)}"
-            async with traffic.flowing(), connected(old_url) as old:
-                await old.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-                await old.execute("SELECT pg_reload_conf()")
+            async with traffic.flowing():
+                await configure(pair.url, "default_transaction_read_only", "on")
                 await traffic.failed(WRITERS)
                 promoted = await pair.promote()
                 await traffic.more(100)
                 # Reads would have gone on there, and told of what is past.
-                await eventually(lambda: _none_left(old_url))
+                await have_backends(pair.url, 0)
             await traffic.assert_over(promoted, reads={200})
-
-
-async def _none_left(url: str) -> bool:
-    return await backends(url) == 0
 
 
 class TestReading:
@@ -268,14 +204,7 @@ class TestReading:
     ) -> None:
         environment = dict.fromkeys(("DATABASE_URL", "DATABASE_READ_URL"), pair.by_proxies)
         async with served_by(tmp_path, **environment) as (_, http):
-
-            async def is_read_from() -> bool:
-                before = pair.to_primary.round_trips, pair.to_standby.round_trips
-                await listed(someone(http))
-                now = pair.to_primary.round_trips, pair.to_standby.round_trips
-                return (now[0] - before[0], now[1] - before[1]) == (0, 1)
-
-            await eventually(is_read_from)
+            await eventually(lambda: pair.is_read_from(someone(http)))
             traffic = Traffic(http)
             async with traffic.flowing(), pair.without_primary("swallowing"):
                 await traffic.failed(WRITERS)
@@ -286,18 +215,16 @@ class TestReading:
     async def test_goes_to_the_next_host_when_one_falls_mute(
         self, tmp_path: Path, lasting: Pair
     ) -> None:
-        url = lasting.primary.url(lasting.database)
+        url = lasting.url
         ports = lasting.to_standby.port, lasting.to_primary.port
         read_url = f"{lasting.hosts(*ports)}?application_name=reader"
         async with served_by(tmp_path, DATABASE_URL=url, DATABASE_READ_URL=read_url) as (_, http):
             traffic = Traffic(http)
 
-            async def reads_at(server: PostgreSQL) -> bool:
+            async def reads_at(server: PostgreSQL) -> object:
+                reading = "SELECT FROM pg_stat_activity WHERE application_name = 'reader'"
                 async with connected(server.url(lasting.database)) as connection:
-                    count = await connection.fetchval(
-                        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'reader'"
-                    )
-                    return bool(count)
+                    return await connection.fetch(reading)
 
             async with traffic.flowing():
                 await eventually(lambda: reads_at(lasting.standby))
@@ -361,14 +288,14 @@ class TestTarget:
 
     @pytest.mark.parametrize("target", ["read-write", "standby"])
     async def test_of_one_host_is_honoured_too(self, lasting: Pair, target: str) -> None:
-        right, wrong = lasting.primary.port, lasting.standby.port
-        if target == "standby":
-            right, wrong = wrong, right
-        async with opened(f"{lasting.hosts(right)}?target_session_attrs={target}") as database:
-            assert await port_of(database) == right
-        async with opened(f"{lasting.hosts(wrong)}?target_session_attrs={target}") as database:
-            with pytest.raises(DatabaseUnavailable, match="target_session_attrs"):
-                await port_of(database)
+        right = (lasting.standby if target == "standby" else lasting.primary).port
+        for port in (lasting.primary.port, lasting.standby.port):
+            async with opened(f"{lasting.hosts(port)}?target_session_attrs={target}") as database:
+                if port == right:
+                    assert await port_of(database) == right
+                else:
+                    with pytest.raises(DatabaseUnavailable, match="target_session_attrs"):
+                        await port_of(database)
 
     async def test_that_no_host_is_can_be_told_from_a_host_that_is_away(
         self, lasting: Pair
@@ -413,26 +340,18 @@ class TestConnections:
                 assert await port_of(database) == lasting.standby.port
                 await database.engine.dispose()
             assert lasting.to_primary.connections == before + 1
-
             # What was begun with it is given up.
-            async def is_given_up() -> bool:
-                return len(asyncio.all_tasks()) == tasks
-
-            await eventually(is_given_up)
+            await eventually(lambda: len(asyncio.all_tasks()) == tasks)
             lasting.to_primary.resume()
-            await eventually(lambda: _none_left(lasting.primary.url(lasting.database)))
+            await have_backends(lasting.url, 0)
 
     async def test_to_one_host_are_made_anew_when_a_write_is_refused(self, lasting: Pair) -> None:
         # What they lead to may have been the primary, and its name may be another server's by now.
         async with opened(lasting.direct) as database:
             await upgrade_tables(database)
-        url = lasting.standby.url(lasting.database)
-
-        async def has_table() -> bool:
-            async with connected(url) as connection:
-                return await connection.fetchval("SELECT to_regclass('task')") is not None
-
-        await eventually(has_table)
+        url = lasting.standby_url
+        async with connected(url) as connection:
+            await eventually(lambda: connection.fetchval("SELECT to_regclass('task') NOTNULL"))
         async with opened(url) as database:
             before = await PID.rows(Session(database))
             assert await PID.rows(Session(database)) == before
@@ -444,11 +363,7 @@ class TestConnections:
         pair.to_primary.mute()
         async with opened(pair.by_proxies, database_connect_timeout=60) as database:
             port = asyncio.create_task(port_of(database))
-
-            async def was_refused() -> bool:
-                return pair.to_standby.connections > 0
-
-            await eventually(was_refused)
+            await eventually(lambda: pair.to_standby.connections > 0)
             assert not port.done()
             promoted = await pair.promote()
             assert await port == pair.standby.port
@@ -459,18 +374,14 @@ class TestConnections:
     ) -> None:
         monkeypatch.setattr("kit.database.hosts.STAGGER", LATE / 10)
         ports = lasting.to_primary.port, lasting.standby.port
-        url = lasting.primary.url(lasting.database)
-
-        async def asleep() -> bool:
-            return await backends(url, "wait_event = 'PgSleep'") == 1
-
+        url = lasting.url
         async with opened(f"{lasting.hosts(*ports)}?target_session_attrs=any") as database:
             async with database.engine.connect() as session, asyncio.TaskGroup() as group:
                 own_port = select(func.inet_server_port())
                 assert await session.scalar(own_port) == lasting.primary.port
                 statement = SLOW_PORT.rows(Session(database), seconds=0.8 * LATE)
                 slow = group.create_task(statement)
-                await eventually(asleep)
+                await have_backends(url, 1, "wait_event = 'PgSleep'")
                 lasting.to_primary.mute()
                 assert await port_of(database) == lasting.standby.port
                 assert not slow.done()

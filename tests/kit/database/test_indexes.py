@@ -2,10 +2,13 @@
 """Indexes that a table in use lacks, on PostgreSQL."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import pytest
-from databases import execute, new, opened, stored
+from databases import execute, new, opened, started, stored
 from support import Caller, assert_error
 
 from kit.database.indexes import INDEXES_LOCK, make_indexes
@@ -46,6 +49,17 @@ def database_url(postgresql_url: str) -> str:
     return postgresql_url
 
 
+@asynccontextmanager
+async def other_at(url: str, sql: str) -> AsyncIterator[Any]:
+    """Another connection's transaction, in which this has been done."""
+    connection = await asyncpg.connect(url)
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute(sql)
+    yield transaction
+    await connection.close()
+
+
 class TestMakeIndexes:
     @pytest.mark.parametrize("damage", [DROP, SPOIL])
     async def test_makes_what_is_missing_or_half_made(self, database_url: str, damage: str) -> None:
@@ -60,43 +74,34 @@ class TestMakeIndexes:
         assert "WHERE (idempotency_key IS NOT NULL)" in definition
 
     async def test_is_the_work_of_the_start(self, database_url: str) -> None:
-        async with opened(database_url):
-            await execute(database_url, DROP)
+        await started(database_url)
+        await execute(database_url, DROP)
         async with opened(database_url):
             assert set(await stored(database_url, VALID)) == ALL
 
     async def test_keeps_no_write_waiting(self, database_url: str) -> None:
         async with opened(database_url) as database:
             await execute(database_url, DROP)
-            slow = await asyncpg.connect(database_url)
-            transaction = slow.transaction()
-            await transaction.start()
-            await slow.execute("UPDATE task SET title = title")
-            making = asyncio.create_task(make_indexes(database))
-            waits = "SELECT count(*) FROM pg_stat_progress_create_index"
-            for _ in range(1000):
-                if await stored(database_url, waits) == [1]:
-                    break
-                await asyncio.sleep(0.01)
-            assert await CREATE.row(Session(database), **new("not kept waiting"))
-            assert not making.done()
-            await transaction.commit()
-            await slow.close()
+            async with other_at(database_url, "UPDATE task SET title = title") as slow:
+                making = asyncio.create_task(make_indexes(database))
+                waits = "SELECT count(*) FROM pg_stat_progress_create_index"
+                for _ in range(1000):
+                    if await stored(database_url, waits) == [1]:
+                        break
+                    await asyncio.sleep(0.01)
+                assert await CREATE.row(Session(database), **new("not kept waiting"))
+                assert not making.done()
+                await slow.commit()
             await making
         assert set(await stored(database_url, VALID)) == ALL
 
     async def test_leaves_alone_what_another_process_is_making(self, database_url: str) -> None:
         async with opened(database_url) as database:
             await execute(database_url, SPOIL)
-            other = await asyncpg.connect(database_url)
-            transaction = other.transaction()
-            await transaction.start()
-            await other.execute("LOCK TABLE task IN SHARE UPDATE EXCLUSIVE MODE")
-            with pytest.raises(StatementTimeout):
-                await make_indexes(database)
-            assert await stored(database_url, f"SELECT '{UNIQUE}'::regclass::text") == [UNIQUE]
-            await transaction.rollback()
-            await other.close()
+            async with other_at(database_url, "LOCK task IN SHARE UPDATE EXCLUSIVE MODE"):
+                with pytest.raises(StatementTimeout):
+                    await make_indexes(database)
+                assert await stored(database_url, f"SELECT '{UNIQUE}'::regclass::text") == [UNIQUE]
             await make_indexes(database)
         assert set(await stored(database_url, VALID)) == ALL
 
@@ -113,13 +118,10 @@ class TestMakeIndexes:
 
         async with opened(database_url) as database:
             await execute(database_url, DROP)
-            other = await asyncpg.connect(database_url)
-            transaction = other.transaction()
-            await transaction.start()
-            await other.execute("SELECT pg_advisory_xact_lock($1)", INDEXES_LOCK)
-            monkeypatch.setattr("kit.database.indexes.asyncio.sleep", look)
-            await make_indexes(database)
-            await other.close()
+            lock = f"SELECT pg_advisory_xact_lock({INDEXES_LOCK})"
+            async with other_at(database_url, lock) as transaction:
+                monkeypatch.setattr("kit.database.indexes.asyncio.sleep", look)
+                await make_indexes(database)
         assert looks == 3
         assert set(await stored(database_url, VALID)) == ALL
 
@@ -148,13 +150,9 @@ class TestMakeIndexes:
         assert indexes == [2 * (len(ALL) + 1)]
 
     async def test_may_be_the_work_of_several_at_once(self, database_url: str) -> None:
-        async def until_made() -> None:
-            async with opened(database_url):
-                pass
-
-        async with opened(database_url):
-            await execute(database_url, DROP)
-        await asyncio.gather(*(until_made() for _ in range(4)))
+        await started(database_url)
+        await execute(database_url, DROP)
+        await asyncio.gather(*(started(database_url) for _ in range(4)))
         async with opened(database_url) as database:
             await make_indexes(database)
         assert set(await stored(database_url, VALID)) == ALL

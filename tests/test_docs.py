@@ -55,56 +55,48 @@ def code_files(*patterns: str) -> list[str]:
     return listed.stdout.split()
 
 
-class TestHeaders:
-    @pytest.mark.parametrize("path", code_files())
-    def test_name_a_task_and_a_document(self, path: str) -> None:
+def test_headers_name_a_task_and_a_document() -> None:
+    tasks = (ROOT / "specs/tasks.md").read_text()
+    for path in code_files():
         first_lines = (ROOT / path).read_text().splitlines()[:2]
         # A shell script begins with its interpreter.
-        header = first_lines[1 if first_lines[0].startswith("#!") else 0]
-        match = HEADER.match(header)
+        match = HEADER.match(first_lines[1 if first_lines[0].startswith("#!") else 0])
         assert match, f"{path} has no header"
-        task, document = match.groups()
-        assert f"| {task} |" in (ROOT / "specs/tasks.md").read_text()
-        assert (ROOT / document).is_file()
+        assert f"| {match[1]} |" in tasks, path
+        assert (ROOT / match[2]).is_file(), path
 
-    def test_every_requirement_has_a_task(self) -> None:
-        tasks = (ROOT / "specs/tasks.md").read_text()
-        requirements = (ROOT / "specs/requirements.md").read_text()
-        traced = set()
-        for group, first, last in re.findall(r"([A-Z]+)-(\d+)(?: to [A-Z]+-(\d+))?", tasks):
-            traced |= {f"{group}-{n}" for n in range(int(first), int(last or first) + 1)}
-        assert traced == set(re.findall(r"^\| ([A-Z]+-\d+) \|", requirements, re.MULTILINE))
+
+def test_every_requirement_has_a_task() -> None:
+    tasks = (ROOT / "specs/tasks.md").read_text()
+    requirements = (ROOT / "specs/requirements.md").read_text()
+    traced = set()
+    for group, first, last in re.findall(r"([A-Z]+)-(\d+)(?: to [A-Z]+-(\d+))?", tasks):
+        traced |= {f"{group}-{n}" for n in range(int(first), int(last or first) + 1)}
+    assert traced == set(re.findall(r"^\| ([A-Z]+-\d+) \|", requirements, re.MULTILINE))
 
 
 class TestSettings:
     """`.env.example`, docs/settings.md and the class say the same."""
 
-    NAMES = frozenset(name.upper() for name in Settings.model_fields)
-
-    def documented(self) -> dict[str, str]:
-        """The default, as it is written, of each setting in the table of docs/settings.md."""
+    def test_have_the_names_and_defaults_that_are_documented(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = {name.upper() for name in Settings.model_fields}
+        example = (ROOT / ".env.example").read_text()
+        assert set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE)) == names
+        readme = section("README.md", "Settings")
+        assert set(re.findall(r"^\| `([A-Z_]+)` \|", readme, re.MULTILINE)) <= names
         table = section("docs/settings.md", "All settings")
-        return dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", table, re.MULTILINE))
-
-    def test_are_all_in_the_example_and_in_the_table(self) -> None:
-        example = (ROOT / ".env.example").read_text()
-        assert set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE)) == self.NAMES
-        assert self.documented().keys() == self.NAMES
-
-    def test_have_the_defaults_that_are_documented(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        documented = dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", table, re.MULTILINE))
+        assert documented.keys() == names
         defaults = get_settings()
-        example = (ROOT / ".env.example").read_text()
-        for name, value in self.documented().items():
+        for name, value in documented.items():
             if value.startswith("`"):
                 assert f"{name}={value.strip('`')}\n" in example
                 monkeypatch.setenv(name, value.strip("`"))
             else:
                 assert not Settings.model_fields[name.lower()].default
         assert get_settings() == defaults
-
-    def test_of_the_readme_are_settings(self) -> None:
-        table = section("README.md", "Settings")
-        assert set(re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE)) <= self.NAMES
 
     def test_of_the_example_are_refused_until_the_secret_is_replaced(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

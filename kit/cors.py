@@ -69,6 +69,9 @@ def is_preflight(method: str, headers: Mapping[bytes, bytes]) -> bool:
     )
 
 
+_REQUESTED = "access-control-request-headers"
+
+
 class _Preflights(CORSMiddleware):
     """Starlette's answers to preflights, with the settings' origins and errors in JSON."""
 
@@ -76,6 +79,9 @@ class _Preflights(CORSMiddleware):
         return _is_allowed(origin)
 
     def preflight_response(self, request_headers: Headers) -> Response:
+        if not request_headers.get(_REQUESTED):  # Starlette would look for a header without a name.
+            named = [(name, value) for name, value in request_headers.items() if name != _REQUESTED]
+            request_headers = Headers(dict(named))
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return response

@@ -34,12 +34,19 @@ def decode_user_id(segment: str) -> str:
     return unquote(segment) if "%" in segment else segment
 
 
+# What a request's target in absolute form (RFC 9112 §3.2.2) has before its path.
+_ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
+
+
 def keep_whole_segments(scope: Scope) -> None:
     """Keep `%2F` and `%25` encoded in the path, so that a slash in a user id does not split it.
 
     decode_user_id decodes them.
     """
     raw_path: bytes = scope.get("raw_path") or b""
+    if (found := _ABSOLUTE.match(raw_path)) is not None:  # h11 leaves that to the app.
+        scope["raw_path"] = raw_path = raw_path[found.end() :] or b"/"
+        scope["path"] = unquote(raw_path.decode("latin-1"))
     if b"%" in raw_path:
         path = raw_path.decode("latin-1").replace("%25", "%2525")
         scope["path"] = unquote(path.replace("%2F", "%252F").replace("%2f", "%252F"))

@@ -241,8 +241,9 @@ class TestPreflight:
         assert allowed >= listed(header.lower())
         assert "Origin" in listed(response.headers["vary"])
 
-    async def test_needs_no_headers(self, client: httpx.AsyncClient) -> None:
-        assert (await preflight(client, "PATCH")).status_code == 200
+    @pytest.mark.parametrize("headers", [None, ""])
+    async def test_needs_no_headers(self, client: httpx.AsyncClient, headers: str | None) -> None:
+        assert (await preflight(client, "PATCH", headers=headers)).status_code == 200
 
     @pytest.mark.parametrize(
         "path", ["/api/alice/tasks", "/api/a%2Fb/tasks/1/complete", "/health", "/nowhere"]

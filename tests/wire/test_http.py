@@ -195,6 +195,11 @@ class TestHead:
     def test_has_an_encoded_target(self, wire: Wire, target: str) -> None:
         assert_refused(wire.ask("GET", target))
 
+    def test_may_have_an_absolute_target(self, wire: Wire) -> None:
+        wire.add()
+        wire.send(wire.request("GET", "?limit=1").replace(b"GET /", b"GET http://test/", 1))
+        assert len(wire.answer().json()) == 1
+
     @pytest.mark.parametrize("path", ["", "?limit=1", "{}", "/999", "{}/complete"])
     def test_of_head_is_that_of_get(self, wire: Wire, path: str) -> None:
         path = path.format(wire.add() and wire.add())

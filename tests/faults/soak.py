@@ -8,12 +8,12 @@ import random
 import re
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from inspect import isasyncgenfunction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -23,12 +23,12 @@ import httpx
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from postgresql import PostgreSQL
+from postgresql import PostgreSQL, free_port
 from service import Service, create_database
 from support import SECRET, Caller
 
 from faults.proxy import Proxy, proxying
-from faults.stage import unread
+from faults.stage import configure, connected, kill_backends, unread
 
 CLIENTS = 50
 POOL = 10
@@ -223,8 +223,7 @@ class Searcher(Client):
     WORDS = ("a" * 199 + "b", "b" + "a" * 199)
 
     async def fill(self, stage: "Stage") -> None:
-        async with stage.connected() as connection:
-            await connection.execute(_FULL_OF_A, self.caller.user)
+        await stage.fill(self.caller.user, "a")
 
     async def _do_something(self, title: str | None) -> None:
         assert title is None
@@ -258,8 +257,8 @@ class Worst:
         self._repeater = Caller(http, "repeater")
 
     async def run(self, stop: asyncio.Event) -> None:
-        async with self._stage.connected() as connection:
-            await connection.execute(_LONG_LIST, self._hoarder.user)
+        # Characters of six bytes in JSON.
+        await self._stage.fill(self._hoarder.user, "\x01")
         while not stop.is_set():
             with suppress(OSError, httpx.TransportError), ExitStack() as stack:
                 for path in ("?sort=title", "?limit=200", "?search=x"):
@@ -272,7 +271,7 @@ class Worst:
                         await self._repeater.delete(f"/{made.json()['id']}")
 
     async def check(self, tally: Tally) -> None:
-        async with self._stage.connected() as connection:
+        async with connected(self._stage.url) as connection:
             keys = await connection.fetchval("SELECT count(*) FROM task WHERE deleted_at NOTNULL")
         # Each process may leave a 64th more before it clears.
         if keys > TASKS_PER_USER * (1 + len(self._stage.services) / 64):
@@ -286,14 +285,11 @@ class Stage:
         self._folder = folder
         self._server = server
         self._proxy = proxy
-        self._url = url
+        self.url = url
         self._random = random.Random(seed)  # noqa: S311  # no secret
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = str(probe.getsockname()[1])
+        self._port = f"{free_port()}"
         self.services: list[Service] = []
-        self._restarts = [self._kill_service, self._terminate_service]
-        self._turns: list[Callable[[float], Awaitable[str]]] = []
+        self._turns: list[Fault] = []
 
     @property
     def service(self) -> Service:
@@ -302,7 +298,7 @@ class Stage:
     def start_service(self) -> None:
         environment = {
             "BETTER_AUTH_SECRET": SECRET,
-            "DATABASE_URL": self._proxy.url(self._url),
+            "DATABASE_URL": self._proxy.url(self.url),
             "DATABASE_POOL_SIZE": str(POOL),
             "PORT": self._port,
             "TASKS_PER_USER": str(TASKS_PER_USER),
@@ -313,131 +309,95 @@ class Stage:
     async def fault(self, *, restarts: bool) -> str:
         """Do something bad, see it through, and say what it was. Each has its turn."""
         if not self._turns:
-            self._turns = [
-                self._kill_backends,
-                self._stop_server,
-                self._stall,
-                self._strand,
-                self._cut,
-                self._refuse,
-                self._delay,
-                self._make_read_only,
-                self._alter_table,
-                self._lock_table,
-                self._use_up_connections,
-                *self._restarts,
-            ]
+            self._turns = [*FAULTS]
             self._random.shuffle(self._turns)
         if not restarts:
-            self._turns = [turn for turn in self._turns if turn not in self._restarts]
-        return await self._turns.pop()(self._random.uniform(0.5, 4))
+            self._turns = [turn for turn in self._turns if turn not in RESTARTS]
+        fault, seconds = self._turns.pop(), self._random.uniform(0.5, 4)
+        async with asynccontextmanager(fault)(self):
+            await asyncio.sleep(0.2 if fault in BRIEF else seconds)
+        return f"{fault.__name__.replace('_', ' ')} {'' if fault in BRIEF else f'{seconds:.1f} s'}"
+
+    async def fill(self, user: str, letter: str) -> None:
+        async with connected(self.url) as connection:
+            await connection.execute(_TASKS, user, letter)
 
     async def rest(self) -> None:
         await asyncio.sleep(self._random.uniform(1, 3))
 
-    async def _kill_backends(self, _: float) -> str:
-        async with self.connected() as connection:
-            killed = await connection.fetchval(f"""
-                SELECT count(pg_terminate_backend(pid)) {_OF_THE_SERVICE}
-            """)
-        return f"{killed} backends killed"
+    async def backends_killed(self) -> AsyncIterator[None]:
+        await kill_backends(self.url)
+        yield
 
-    async def _stop_server(self, seconds: float) -> str:
-        mode = self._random.choice(["fast", "immediate"])
-        await asyncio.to_thread(self._server.stop, mode)
-        await asyncio.sleep(seconds)
+    async def server_stopped(self) -> AsyncIterator[None]:
+        await asyncio.to_thread(self._server.stop, self._random.choice(["fast", "immediate"]))
+        yield
         await asyncio.to_thread(start, self._server)
-        return f"server stopped ({mode}) for {seconds:.1f} s"
 
-    async def _stall(self, seconds: float) -> str:
+    async def packets_swallowed(self) -> AsyncIterator[None]:
         self._proxy.stall()
-        await asyncio.sleep(seconds)
+        yield
         self._proxy.resume()
-        return f"packets swallowed for {seconds:.1f} s"
 
-    async def _strand(self, seconds: float) -> str:
+    async def connections_half_open(self) -> AsyncIterator[None]:
         with self._proxy.stranded():
-            await asyncio.sleep(seconds)
-        return f"connections half open for {seconds:.1f} s"
+            yield
 
-    async def _cut(self, _: float) -> str:
+    async def connections_cut(self) -> AsyncIterator[None]:
         # While answers are under way, so that what was done is not known to be.
         with self._proxy.delayed(up=0, down=0.2):
-            await asyncio.sleep(0.2)
+            yield
             self._proxy.cut()
-        return "connections cut"
 
-    async def _refuse(self, seconds: float) -> str:
+    async def connections_refused(self) -> AsyncIterator[None]:
         self._proxy.refuse()
         self._proxy.cut()
-        await asyncio.sleep(seconds)
+        yield
         self._proxy.accept()
-        return f"connections refused for {seconds:.1f} s"
 
-    async def _delay(self, seconds: float) -> str:
+    async def packets_100_ms_late(self) -> AsyncIterator[None]:
         with self._proxy.delayed(up=0.1, down=0.1):
-            await asyncio.sleep(seconds)
-        return f"packets 100 ms late for {seconds:.1f} s"
+            yield
 
-    async def _make_read_only(self, seconds: float) -> str:
-        async with self.connected() as connection:
-            await connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-            await connection.execute("SELECT pg_reload_conf()")
-            await asyncio.sleep(seconds)
-            await connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
-            await connection.execute("SELECT pg_reload_conf()")
-        return f"read-only for {seconds:.1f} s"
+    async def read_only(self) -> AsyncIterator[None]:
+        await configure(self.url, "default_transaction_read_only", "on")
+        yield
+        await configure(self.url, "default_transaction_read_only", None)
 
-    async def _alter_table(self, _: float) -> str:
-        async with self.connected() as connection:
+    async def table_altered(self) -> AsyncIterator[None]:
+        async with connected(self.url) as connection:
             for kind in ("varchar(1000)", "text"):
                 await connection.execute(f"ALTER TABLE task ALTER description TYPE {kind}")
-        return "table altered"
+        yield
 
-    async def _lock_table(self, seconds: float) -> str:
-        async with self.connected() as connection, connection.transaction():
+    async def table_locked(self) -> AsyncIterator[None]:
+        async with connected(self.url) as connection, connection.transaction():
             await connection.execute("LOCK TABLE task")
-            await asyncio.sleep(seconds)
-        return f"table locked for {seconds:.1f} s"
+            yield
 
-    async def _use_up_connections(self, seconds: float) -> str:
-        taken: list[Any] = []
-        try:
-            await self._kill_backends(0)
-            while len(taken) < MAX_CONNECTIONS:
-                taken.append(await asyncpg.connect(self._url))
-        except asyncpg.TooManyConnectionsError:
-            await asyncio.sleep(seconds)
-        finally:
-            for connection in taken:
-                connection.terminate()
-        return f"{len(taken)} connections taken for {seconds:.1f} s"
+    async def connections_used_up(self) -> AsyncIterator[None]:
+        async with AsyncExitStack() as taken:
+            await kill_backends(self.url)
+            with suppress(asyncpg.TooManyConnectionsError):
+                for _ in range(MAX_CONNECTIONS):
+                    await taken.enter_async_context(connected(self.url))
+            yield
 
-    async def _kill_service(self, _: float) -> str:
+    async def service_killed(self) -> AsyncIterator[None]:
         await asyncio.to_thread(self.service.kill)
         await asyncio.to_thread(self.start_service)
-        return "service killed"
+        yield
 
-    async def _terminate_service(self, _: float) -> str:
+    async def service_terminated(self) -> AsyncIterator[None]:
         self.service.process.send_signal(signal.SIGTERM)
         status = await asyncio.to_thread(self.service.process.wait, EXIT_WITHIN)
         assert status == 0, f"the service ended with {status}"
         await asyncio.to_thread(self.start_service)
-        return "service terminated"
-
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[Any]:
-        """A connection past the proxy, that may write when others may not."""
-        settings = {"default_transaction_read_only": "off"}
-        connection = await asyncpg.connect(self._url, server_settings=settings)
-        try:
-            yield connection
-        finally:
-            connection.terminate()
+        yield
 
     async def check_connections(self, tally: Tally) -> None:
-        async with self.connected() as connection:
-            states = await connection.fetch(f"SELECT state, xact_start {_OF_THE_SERVICE}")
+        async with connected(self.url) as connection:
+            states = await connection.fetch(_STATES)
         if len(states) > POOL or any(tuple(row) != ("idle", None) for row in states):
             tally.violation(f"connections: {states}")
         if self._proxy.open_connections != len(states):
@@ -448,19 +408,23 @@ class Stage:
         return self.service.memory() / 2**20
 
 
+type Fault = Callable[[Stage], AsyncIterator[None]]
+FAULTS: list[Fault] = [fault for fault in vars(Stage).values() if isasyncgenfunction(fault)]
+RESTARTS: tuple[Fault, ...] = (Stage.service_killed, Stage.service_terminated)
+# Over when they have been done.
+BRIEF: tuple[Fault, ...] = (
+    *RESTARTS,
+    Stage.backends_killed,
+    Stage.connections_cut,
+    Stage.table_altered,
+)
 _RAISED = re.compile(r"^[\w.]+Error\b.*", re.MULTILINE)
-# Characters of six bytes in JSON.
-_FULL_OF_A = """
+_TASKS = """
     INSERT INTO task (user_id, title, description, created_at, updated_at)
-    SELECT $1, 'Task', repeat('a', 1000), now(), now() FROM generate_series(1, 3000)
+    SELECT $1, 'task ' || n, repeat($2, 1000), now(), now() FROM generate_series(1, 3000) n
 """
-_LONG_LIST = """
-    INSERT INTO task (user_id, title, description, completed, created_at, updated_at)
-    SELECT $1, 'task ' || n, repeat(chr(1), 1000), false, now(), now()
-    FROM generate_series(1, 3000) n
-"""
-_OF_THE_SERVICE = """
-    FROM pg_stat_activity
+_STATES = """
+    SELECT state, xact_start FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'task-api'
 """
 

@@ -44,11 +44,12 @@ class Linked(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
         """Whether a new connection may reach a better host."""
         return self.host != self.hosts.current or time.monotonic() > self.ends_at
 
-    async def fetch(self, query: str, *arguments: Any) -> Any:
+    async def run_prepared(self, sql: str, *arguments: Any) -> Any:
+        """As pool.Connection's, and looks for the primary when the statement is late."""
         timer = asyncio.get_running_loop().call_later(LATE, self._is_late)
         self.is_in_time = True
         try:
-            return await super().fetch(query, *arguments)
+            return await super().run_prepared(sql, *arguments)
         finally:
             self.is_in_time = False
             timer.cancel()

@@ -360,7 +360,8 @@ class _Routes:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             found = self._table.find(scope["method"], path)
         if found is None or "fastapi.telemetry" in scope:
-            if scope["type"] == "http":
+            # A DirectRoute reads its body after the token is judged.
+            if scope["type"] == "http" and found is None:
                 receive = _GuardedBody(self._app, scope, receive)
             await self._fastapi(scope, receive, send)
             return

@@ -42,7 +42,8 @@ class TestToken:
 
 
 def test_help_is_aligned() -> None:
-    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "help"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     columns = re.findall(r"^  make [a-z0-9-]+ +", listed.stdout, re.MULTILINE)
     assert len(columns) == len(listed.stdout.splitlines())
     assert len({len(column) for column in columns}) == 1

@@ -20,6 +20,7 @@ from support import Caller, sign
 from faults.stage import (
     BOUND,
     POOL,
+    SHARE,
     Ledger,
     Scene,
     assert_alternate,
@@ -221,8 +222,8 @@ class TestPoint4ClientsThatHangUp:
         sent = message("PUT", f"/{task['id']}", b'{"title": "Gone"}', scene.alice.user)
         with watched(scene.service):
             async with rows_locked(scene.url, task["id"]):
-                strangers = [sending(scene.service, sent) for _ in range(POOL)]
-                await have_backends(scene.url, POOL, "wait_event_type = 'Lock'", BOUND)
+                strangers = [sending(scene.service, sent) for _ in range(SHARE)]
+                await have_backends(scene.url, SHARE, "wait_event_type = 'Lock'", BOUND)
                 for n, stranger in enumerate(strangers):
                     hang_up(stranger, rudely=n % 2 == 0)
             await scene.assert_well()

@@ -280,14 +280,6 @@ class TestBody:
         assert wire.is_closed()
         assert len(wire.titles()) <= 1
 
-    @pytest.mark.parametrize(
-        "coding", ["gzip, chunked", "chunked, chunked", "chunked\r\nTransfer-Encoding: chunked"]
-    )
-    def test_is_chunked_once_and_no_more(self, wire: Wire, coding: str) -> None:
-        lines = (JSON, f"Transfer-Encoding: {coding}")
-        assert_refused(wire.ask("POST", "", *lines, body=chunked(TITLE)))
-        assert wire.is_closed()
-
     def test_has_no_headers_in_its_trailers(self, wire: Wire) -> None:
         body = chunked(TITLE, wire.token)
         wire.send(
@@ -299,6 +291,16 @@ class TestBody:
         body = chunked(TITLE, 'If-Match: "a"', "Content-Length: 1", "Content-Type: text/plain")
         assert wire.ask("PUT", task, JSON, CHUNKED, body=body).status_code == 200
         assert wire.ask("GET", task).status_code == 200
+
+
+class TestTransferCoding:
+    @pytest.mark.parametrize(
+        "coding", ["gzip, chunked", "chunked, chunked", "chunked\r\nTransfer-Encoding: chunked"]
+    )
+    def test_is_chunked_once_and_no_more(self, wire: Wire, coding: str) -> None:
+        lines = (JSON, f"Transfer-Encoding: {coding}")
+        assert_refused(wire.ask("POST", "", *lines, body=chunked(TITLE)))
+        assert wire.is_closed()
 
 
 class TestLostBody:

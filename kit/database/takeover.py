@@ -242,9 +242,11 @@ _PG_ODDITIES = """
     UNION ALL SELECT 'its primary key is not id' FROM t
     WHERE relkind = 'r' AND NOT EXISTS (
         SELECT FROM pg_constraint JOIN key ON conkey = ARRAY[attnum]
+            OR pg_get_constraintdef(pg_constraint.oid) = 'PRIMARY KEY (user_id, id)'  -- On Citus.
         WHERE conrelid = t.oid AND contype = 'p' AND NOT condeferrable)
     UNION ALL SELECT 'it has the trigger ' || quote_ident(tgname)
-    FROM pg_trigger JOIN t ON tgrelid = t.oid WHERE NOT tgisinternal
+    FROM pg_trigger JOIN t ON tgrelid = t.oid JOIN pg_proc p ON p.oid = tgfoid
+    WHERE NOT tgisinternal AND p.proname <> 'citus_truncate_trigger'
     UNION ALL SELECT 'it has the rule ' || quote_ident(rulename)
     FROM pg_rewrite JOIN t ON ev_class = t.oid WHERE relkind = 'r'
     UNION ALL SELECT 'it has the constraint ' || quote_ident(conname)

@@ -59,14 +59,14 @@ soak: $(BIN)/.ready ## run load and random faults, then check every write (SECON
 
 e2e: $(BIN)/.ready ## test with a real Better Auth in a real browser; installs Chromium if needed
 	tests/e2e/install.sh
-	$(UV) run --locked --group e2e pytest tests/e2e
+	$(UV) run --locked --group e2e scripts/test.sh tests/e2e
 
 fuzz: $(BIN)/.ready ## send 20,000 requests that schemathesis generates from the OpenAPI document (QUICK=1: 2,000)
 	QUICK=$(QUICK) $(UV) run --locked --group fuzz pytest --timeout=1200 tests/fuzz
 
 container: $(BIN)/.ready ## build the image step by step in a bare Debian and run it; needs root
 	tests/container/install.sh
-	$(UV) run --locked --group container pytest --timeout=600 tests/container
+	$(UV) run --locked --group container scripts/test.sh --timeout=600 tests/container
 
 bench: $(BIN)/.ready ## compare the speed with three other implementations, ten minutes (QUICK=1: one)
 	@benchmarks/install.sh

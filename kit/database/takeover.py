@@ -6,6 +6,7 @@ It checks everything before it changes anything. A table that does not fit is le
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ def _problems(
             yield f"column {name} is unknown here, NOT NULL and has no default"
 
 
-class _Table:
+class _Table(ABC):
     """The relation that a database has under a name. `columns` is empty if it is no table."""
 
     exists: bool
@@ -104,16 +105,17 @@ class _Table:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    @abstractmethod
     def oddities(self) -> Iterator[str]:
         """Reasons other than columns why the service can't use the table."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unfit(self, column: Column[Any], found: _Found) -> str:
         """Why the column can't be adapted; empty if it can."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mend(self, columns: Sequence[Column[Any]], fills: Mapping[str, str]) -> None:
-        raise NotImplementedError
+        """Adapt these columns, and fill their NULLs with SQL values by column name."""
 
     def has_null(self, name: str) -> bool:
         return not self.columns[name].not_null and self._any(f"{name} IS NULL")
@@ -230,6 +232,9 @@ _PG_COLUMNS = """
 _PG_ODDITIES = """
     WITH t AS (SELECT * FROM pg_class WHERE oid = :oid), key AS (
         SELECT attnum FROM t JOIN pg_attribute ON attrelid = t.oid AND attname = 'id'
+    ), citus AS (  -- It puts this trigger on each table that it distributes.
+        SELECT FROM pg_trigger JOIN t ON tgrelid = t.oid JOIN pg_proc ON pg_proc.oid = tgfoid
+        WHERE proname = 'citus_truncate_trigger'
     )
     SELECT 'it is ' || CASE relkind
         WHEN 'v' THEN 'a view' WHEN 'm' THEN 'a materialized view' WHEN 'f' THEN 'a foreign table'
@@ -242,11 +247,11 @@ _PG_ODDITIES = """
     UNION ALL SELECT 'its primary key is not id' FROM t
     WHERE relkind = 'r' AND NOT EXISTS (
         SELECT FROM pg_constraint JOIN key ON conkey = ARRAY[attnum]
-            OR pg_get_constraintdef(pg_constraint.oid) = 'PRIMARY KEY (user_id, id)'  -- On Citus.
+            OR EXISTS (SELECT FROM citus)
+                AND pg_get_constraintdef(pg_constraint.oid) = 'PRIMARY KEY (user_id, id)'
         WHERE conrelid = t.oid AND contype = 'p' AND NOT condeferrable)
     UNION ALL SELECT 'it has the trigger ' || quote_ident(tgname)
-    FROM pg_trigger JOIN t ON tgrelid = t.oid JOIN pg_proc p ON p.oid = tgfoid
-    WHERE NOT tgisinternal AND p.proname <> 'citus_truncate_trigger'
+    FROM pg_trigger JOIN t ON tgrelid = t.oid WHERE NOT tgisinternal
     UNION ALL SELECT 'it has the rule ' || quote_ident(rulename)
     FROM pg_rewrite JOIN t ON ev_class = t.oid WHERE relkind = 'r'
     UNION ALL SELECT 'it has the constraint ' || quote_ident(conname)

@@ -47,6 +47,10 @@ REFUSED = {
             _FITTING + _HELD + "ALTER TABLE task ALTER id DROP DEFAULT",
             "column id does not number new rows",
         ),
+        "a primary key of two columns": (
+            _FITTING + "ALTER TABLE task DROP CONSTRAINT task_pkey, ADD PRIMARY KEY (user_id, id)",
+            "its primary key is not id",
+        ),
         "no primary key": (
             _FITTING + _HELD + "ALTER TABLE task DROP CONSTRAINT task_pkey",
             "its primary key is not id",

@@ -29,6 +29,7 @@ from kit.database.sql import (
     unless_key_is_known,
     utc_now,
 )
+from kit.database.sqlite import reading_user
 from kit.database.tables import keep_tables
 from kit.disconnect import EndsWithClient
 from kit.errors import DatabaseUnavailable
@@ -97,6 +98,8 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     session = Session(database, primary, reads=reads)
     # SQLite works in this process, so a read there ends when its client disconnects.
     in_process = reads and database.file is not None
+    if in_process:
+        reading_user.set(request.scope.get(USER))
     ends_with_client = EndsWithClient(request) if in_process else nullcontext()
     with ends_with_client:
         async with database.admission(request.scope.get(USER), reads=reads):

@@ -29,7 +29,7 @@ logger = logging.getLogger("tasks.logs")
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
 
 # Seconds without a failure after which an outage is over.
-OUTAGE_QUIET = 2.0
+OUTAGE_QUIET = 1.0
 # The most lines that wait to be written.
 MAX_WAITING = 10_000
 # Lines are collected for so many seconds, and at most so many are written together.

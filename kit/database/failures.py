@@ -117,7 +117,11 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
         or is_sqlite(cause, sqlite3.SQLITE_INTERRUPT)
     ):
         kind = StatementTooSlow
-    elif state in _OF_ONE_STATEMENT or is_conflict(cause):
+    elif (
+        state in _OF_ONE_STATEMENT
+        or is_conflict(cause)
+        or is_sqlite(cause, sqlite3.SQLITE_BUSY)  # Another process holds the lock.
+    ):
         kind = StatementTimeout
     return kind(f"{reason.format(setting=setting)} ({describe(cause)})")
 

@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ from settings import Settings
 AT_ONCE = 0.005
 # Connections for longer reads. More threads would be slower, since they compete for the GIL.
 READERS = 3
+# The user whose request reads, so that one user's long reads leave a thread for others.
+reading_user: ContextVar[str | None] = ContextVar("reading_user", default=None)
 # Seconds to wait for another process that creates the same file.
 CREATION_TIMEOUT = 1.0
 # SQLite checks the deadline every so many instructions, which take some microseconds.
@@ -237,7 +240,8 @@ class File:
                 self._connection = None
                 if not is_sqlite(error, sqlite3.SQLITE_BUSY):
                     raise
-        async with self._gate:
+        user = reading_user.get()
+        async with self._gate if user is None else self._gate.turn_of(user):
             return await self._reading.fetch(sql, arguments)
 
     async def write(self, sql: str, *arguments: Any) -> list[Any]:

@@ -138,7 +138,12 @@ class TestPoint9LockedFile:
             assert statuses(answers) == {200: 10, 201: 10}
             titles = {task["title"] for task in await listed(alice)}
             assert "During" not in titles
-        assert len(complaints(service)) <= 4, complaints(service)
+        said = complaints(service)
+        # The database is not called away while others read. A line for each write that met the
+        # lock, as many as fit into the wait for a turn; the rest found no turn, in two lines.
+        assert not [line for line in said if "does not serve" in line]
+        assert len([line for line in said if "database is locked" in line]) <= 3, said
+        assert len([line for line in said if "database is locked" not in line]) <= 2, said
 
 
 class TestFiles:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from granian import Granian
-from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
+from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.utils.proxies import wrap_asgi_with_proxy_headers
@@ -179,6 +179,8 @@ def serve(settings: Settings, on_startup: Callable[[int], None] | None = None) -
         interface=Interfaces.ASGI,
         workers=settings.workers,
         loop=Loops.uvloop,
+        # A tenth less CPU than with Granian's default, measured.
+        runtime_mode=RuntimeModes.st,
         http=HTTPModes.http1,
         websockets=False,
         backlog=BACKLOG,

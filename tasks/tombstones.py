@@ -5,7 +5,6 @@ A user may have as many tombstones as tasks. Expired and surplus ones are delete
 """
 
 import random
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -54,9 +53,8 @@ class Tombstones:
         self._made: Counter[str] = Counter()
         self._clearing: set[str] = set()
         self._after = ""
-        self._next_step = time.monotonic() + random.uniform(0, SWEEP_INTERVAL)  # noqa: S311
-        # Right after an answer the database is awake, so a sweep wakes no suspended database.
-        database.after_answer.append(self._sweep_if_due)
+        first = SWEEP_INTERVAL * random.random()  # noqa: S311  # no secret
+        database.when_awake(first, self._step)
 
     def add(self, user_id: str) -> None:
         """Count one more tombstone of the user."""
@@ -67,18 +65,13 @@ class Tombstones:
             del self._made[user_id]
             self._database.in_background(self._clear(user_id))
 
-    def _sweep_if_due(self) -> None:
-        if time.monotonic() >= self._next_step:
-            self._next_step = float("inf")
-            self._database.in_background(self._step())
-
     async def _step(self) -> None:
-        wait = SWEEP_INTERVAL * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+        wait = SWEEP_INTERVAL * random.uniform(0.5, 1.5)  # noqa: S311
         try:
             if await self.sweep():
                 wait = STEP_INTERVAL
         finally:
-            self._next_step = time.monotonic() + wait
+            self._database.when_awake(wait, self._step)
 
     async def sweep(self) -> bool:
         """Delete expired tombstones of the next users. Returns whether there are more users."""

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kit.database import sqlite
 from kit.database.failures import DRIVER_ERRORS, service_error
-from kit.database.gate import Gate
+from kit.database.gate import Gate, Turn
 from kit.database.pool import create_engine, quoted, set_search_path
 from kit.database.urls import place, read_url
 from kit.errors import DatabaseUnavailable, StatementTimeout
@@ -40,6 +40,7 @@ TABLES_LOCK = 7_236_830_419
 PROBE_INTERVAL = 1.0
 
 type Core = Select[Any] | UpdateBase
+type Work = Callable[[], Coroutine[Any, Any, object]]
 # Makes the tracing span around a statement with this SQL.
 type StatementSpan = Callable[[Core, str], AbstractContextManager[None]]
 
@@ -78,8 +79,8 @@ class Database:
         self.repeat_lock = asyncio.Lock()
         # Set by kit/telemetry/record.py.
         self.statement_span: StatementSpan | None = None
-        # Called after each answer of the database: then it is awake.
-        self.after_answer: list[Callable[[], None]] = []
+        # Work that is due as soon as the database is awake.
+        self._due: list[Work] = []
         # True after a timeout, until the next answer.
         self._in_doubt = False
         self._failed_at = float("-inf")
@@ -114,8 +115,8 @@ class Database:
         self.seen_working = True
         self._in_doubt = False
         self._outage.ends()
-        for call in self.after_answer:
-            call()
+        while self._due:
+            self.in_background(self._due.pop()())
 
     def mark_down(self, reason: str) -> None:
         """Record that the database does not serve."""
@@ -173,7 +174,7 @@ class Database:
         """A context in which a request of this user may use a connection; None means no user."""
         if reads and self.file is not None:
             return nullcontext()
-        return self.gate if user is None else self.gate.turn_of(user)
+        return Turn(self.gate, user)
 
     def members(self) -> "list[Database]":
         """The database and, if there is one, its replica."""
@@ -202,6 +203,13 @@ class Database:
                 yield connection
         finally:
             await engine.dispose()
+
+    def when_awake(self, seconds: float, work: Work) -> None:
+        """Run work in the background after the first answer of the database in so many seconds.
+
+        So the work wakes no suspended database.
+        """
+        asyncio.get_running_loop().call_later(seconds, self._due.append, work)
 
     def in_background[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine in a task, which is cancelled when the database is closed."""

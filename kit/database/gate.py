@@ -3,11 +3,15 @@
 
 import asyncio
 import logging
+from collections import deque
 
 from kit.errors import DatabaseUnavailable
 from kit.logs import Outage
 
 logger = logging.getLogger("tasks.db")
+
+# A waiting request: its result is set when it gets a permit.
+type Waiting = asyncio.Future[None]
 
 
 class Gate:
@@ -15,29 +19,25 @@ class Gate:
 
     A connection pool is not fair: a request that returns a connection and takes one again overtakes
     those that wait. One user gets at most three quarters of the permits, so that the slow
-    statements of one user leave connections for others. Entered as a context, it is for no user.
+    statements of one user leave connections for others. Further requests of that user wait aside;
+    each time one of the user's requests leaves, the next joins the line. Entered as a context, the
+    gate is for no user.
     """
 
     def __init__(self, permits: int, patience: float) -> None:
         self._permits = self._free = permits
         self._patience = patience
         self._share = max(1, permits - max(1, permits // 4))
-        # While a permit is free, everybody in this line has a full share.
-        self._line: dict[asyncio.Future[None], str | None] = {}
+        # Requests that have given up stay in these until their turn comes.
+        self._line: deque[tuple[Waiting, str | None]] = deque()
+        self._aside: dict[str, deque[Waiting]] = {}
         self._held: dict[str, int] = {}
         self._overload = Outage(logger, "requests find no free connection in time")
+        self.waiting = 0
 
     @property
     def in_use(self) -> int:
         return self._permits - self._free
-
-    @property
-    def waiting(self) -> int:
-        return len(self._line)
-
-    def turn_of(self, user: str) -> "Turn":
-        """The context to enter instead of the gate for a request of this user."""
-        return Turn(self, user)
 
     async def __aenter__(self) -> None:
         """Raises DatabaseUnavailable after `patience` seconds."""
@@ -48,48 +48,76 @@ class Gate:
 
     async def enter(self, user: str | None) -> None:
         """Take a permit. Raises DatabaseUnavailable after `patience` seconds."""
-        if self._has_room_for(user):
-            self._admit(user)
+        if self._free and self._admits(user):
             self._overload.ends()
             return
-        turn = asyncio.get_running_loop().create_future()
-        self._line[turn] = user
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        self._line_up(turn, user)
+        timer = loop.call_later(self._patience, self._turn_away, turn)
+        self.waiting += 1
         try:
-            async with asyncio.timeout(self._patience):
-                await turn
-        except BaseException as error:
-            if turn in self._line:
-                del self._line[turn]
-            else:  # Admitted in the same moment.
+            await turn
+        except BaseException:
+            # Cancelled, perhaps in the moment in which it was admitted.
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.leave(user)
-            if not isinstance(error, TimeoutError):
-                raise
-            reason = f"none within {self._patience} s"
-            self._overload.begins(reason)
-            raise DatabaseUnavailable(f"no free connection: {reason}") from None
+            elif user is not None and self._held.get(user, 0) < self._share:
+                self._call_next_of(user)
+            raise
+        finally:
+            self.waiting -= 1
+            timer.cancel()
 
     def leave(self, user: str | None) -> None:
-        """Return a permit, and let in whoever has waited longest and may enter."""
+        """Return a permit, and let in whoever is first in the line and may enter."""
         self._free += 1
         if user is not None:
             self._held[user] -= 1
             if not self._held[user]:
                 del self._held[user]
-        for turn, waiting in list(self._line.items()) if self._line else ():
-            if not self._free:
-                break
-            if not turn.done() and self._has_room_for(waiting):
-                del self._line[turn]
-                self._admit(waiting)
+            self._call_next_of(user)
+        while self._free and self._line:
+            turn, waiting = self._line.popleft()
+            if turn.done():
+                continue
+            if self._admits(waiting):
                 turn.set_result(None)
+            else:
+                self._line_up(turn, waiting)
 
-    def _has_room_for(self, user: str | None) -> bool:
-        return self._free > 0 and (user is None or self._held.get(user, 0) < self._share)
-
-    def _admit(self, user: str | None) -> None:
-        self._free -= 1
+    def _admits(self, user: str | None) -> bool:
+        """Take one of the free permits, unless the user holds a full share."""
         if user is not None:
-            self._held[user] = self._held.get(user, 0) + 1
+            held = self._held.get(user, 0)
+            if held >= self._share:
+                return False
+            self._held[user] = held + 1
+        self._free -= 1
+        return True
+
+    def _line_up(self, turn: Waiting, user: str | None) -> None:
+        if user is not None and self._held.get(user, 0) >= self._share:
+            self._aside.setdefault(user, deque()).append(turn)
+        else:
+            self._line.append((turn, user))
+
+    def _call_next_of(self, user: str) -> None:
+        """Move the next request of a user that waits aside to the line."""
+        aside = self._aside.get(user, ())
+        while aside:
+            turn = aside.popleft()
+            if not turn.done():
+                self._line.append((turn, user))
+                break
+        else:
+            self._aside.pop(user, None)
+
+    def _turn_away(self, turn: Waiting) -> None:
+        if not turn.done():
+            reason = f"none within {self._patience} s"
+            self._overload.begins(reason)
+            turn.set_exception(DatabaseUnavailable(f"no free connection: {reason}"))
 
 
 class Turn:
@@ -97,7 +125,7 @@ class Turn:
 
     __slots__ = ("_gate", "_user")
 
-    def __init__(self, gate: Gate, user: str) -> None:
+    def __init__(self, gate: Gate, user: str | None) -> None:
         self._gate = gate
         self._user = user
 

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from kit.database.failures import BROKEN, is_sqlite
-from kit.database.gate import Gate
+from kit.database.gate import Gate, Turn
 from kit.database.search import sqlite_contains
 from settings import Settings
 
@@ -241,7 +241,7 @@ class File:
                 if not is_sqlite(error, sqlite3.SQLITE_BUSY):
                     raise
         user = reading_user.get()
-        async with self._gate if user is None else self._gate.turn_of(user):
+        async with Turn(self._gate, user):
             return await self._reading.fetch(sql, arguments)
 
     async def write(self, sql: str, *arguments: Any) -> list[Any]:

@@ -7,7 +7,6 @@ models.py defines the tables.
 import asyncio
 import logging
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -255,7 +254,6 @@ class _Tables:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._look_interval = OWNERS_LOOK_INTERVAL
-        self._next_look = 0.0
         self._refusal = ""
         self._tables_refused = ""
         self.tried = asyncio.Event()
@@ -266,9 +264,6 @@ class _Tables:
         self._database.tables_ready = True
         self._database.mark_up()
         if self._database.is_postgresql:
-            # Better Auth's migration may come later. Right after an answer the database is awake,
-            # so the check wakes no suspended database.
-            self._database.after_answer.append(self._look_again)
             await self._link_owners()
             while not await self._done(make_indexes):
                 pass
@@ -295,10 +290,9 @@ class _Tables:
         return False
 
     async def _link_owners(self) -> None:
-        self._next_look = float("inf")  # No second check meanwhile.
         try:
             if await link_owners(self._database):
-                self._database.after_answer.remove(self._look_again)
+                return
             self._look_interval = OWNERS_LOOK_INTERVAL
         except DatabaseUnavailable:
             pass  # Already logged as an outage.
@@ -311,12 +305,8 @@ class _Tables:
                     "foreign key to its users can't be added: %s",
                     error,
                 )
-        self._next_look = time.monotonic() + self._look_interval
-
-    def _look_again(self) -> None:
-        if time.monotonic() >= self._next_look:
-            self._next_look = float("inf")
-            self._database.in_background(self._link_owners())
+        # Better Auth's migration may come later.
+        self._database.when_awake(self._look_interval, self._link_owners)
 
 
 # The ALTER TABLE to run, 'linked' if the foreign key exists, NULL if there is no suitable table:

@@ -195,7 +195,8 @@ class TestTombstones:
                 await who.delete(f"/{(await post(who, key)).json()['id']}")
         old = "SET created_at = '2026-01-01 00:00:00.000000'"
         await execute(database_url, f"UPDATE task {old} WHERE idempotency_key = 'first'")
-        app.state.tombstones._next_step = 0.0
+        app.state.database.when_awake(0, app.state.tombstones.sweep)
+        await asyncio.sleep(0.01)
         assert (await alice.get()).status_code == 200
         await until_stored(database_url, [None, None, "second", None, None, "second"])
 

@@ -2,11 +2,13 @@
 """Who may ask the database: as many at a time as there are permits, in the order they came."""
 
 import asyncio
+import random
+from collections import Counter
 from contextlib import AsyncExitStack
 
 import pytest
 
-from kit.database.gate import Gate
+from kit.database.gate import Gate, Turn
 from kit.errors import DatabaseUnavailable
 
 
@@ -113,15 +115,70 @@ class TestTurn:
         gate = Gate(permits=8, patience=0.05)
         async with AsyncExitStack() as stack:
             for _ in range(6):
-                await stack.enter_async_context(gate.turn_of("alice"))
+                await stack.enter_async_context(Turn(gate, "alice"))
             with pytest.raises(DatabaseUnavailable):
-                await gate.turn_of("alice").__aenter__()
+                await Turn(gate, "alice").__aenter__()
             for _ in range(2):
-                await stack.enter_async_context(gate.turn_of("bob"))
+                await stack.enter_async_context(Turn(gate, "bob"))
             with pytest.raises(DatabaseUnavailable):
-                await gate.turn_of("carol").__aenter__()
+                await Turn(gate, "carol").__aenter__()
             assert (gate.in_use, gate.waiting) == (8, 0)
         assert gate.in_use == 0
         async with AsyncExitStack() as stack:  # Nothing is left of those who waited in vain.
             for _ in range(6):
-                await stack.enter_async_context(gate.turn_of("alice"))
+                await stack.enter_async_context(Turn(gate, "alice"))
+
+    async def test_lets_who_waits_aside_in_when_the_user_leaves(self) -> None:
+        gate = Gate(permits=4, patience=5.0)
+        passed: list[str] = []
+
+        async def ask(user: str, name: str) -> None:
+            async with Turn(gate, user):
+                passed.append(name)
+
+        async with Turn(gate, "alice"), Turn(gate, "alice"):
+            async with Turn(gate, "alice"):
+                aside = [asyncio.create_task(ask("alice", f"alice {n}")) for n in range(3)]
+                await asyncio.sleep(0)
+                aside[0].cancel()
+                await asyncio.sleep(0)
+                await ask("bob", "bob")
+                assert gate.waiting == 2
+            await asyncio.wait_for(asyncio.gather(*aside[1:]), 1)
+        assert passed == ["bob", "alice 1", "alice 2"]
+
+    async def test_forgets_nobody_and_gives_nobody_more(self) -> None:
+        """Many requests of few users: some give up, some are turned away."""
+        gate = Gate(permits=4, patience=0.02)
+        chance = random.Random(7)  # noqa: S311
+        held: Counter[str | None] = Counter()
+        ends: Counter[str] = Counter()
+
+        async def ask(user: str | None) -> None:
+            try:
+                async with Turn(gate, user):
+                    held[user] += 1
+                    assert held.total() <= gate.in_use <= 4
+                    assert user is None or held[user] <= 3
+                    try:
+                        await asyncio.sleep(chance.random() / 100)
+                    finally:
+                        held[user] -= 1
+                ends["passed"] += 1
+            except DatabaseUnavailable:
+                ends["turned away"] += 1
+
+        tasks = []
+        for _ in range(1500):
+            tasks.append(asyncio.create_task(ask(chance.choice(["alice", "alice", "bob", None]))))
+            if chance.random() < 0.2:
+                tasks[chance.randrange(len(tasks))].cancel()
+            if chance.random() < 0.5:
+                await asyncio.sleep(chance.random() / 1000)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(task.cancelled() or task.exception() is None for task in tasks)
+        assert min(ends["passed"], ends["turned away"]) > 50
+        assert (gate.in_use, gate.waiting) == (0, 0)
+        async with AsyncExitStack() as stack:
+            for user in ("alice", "alice", "alice", "bob"):
+                await stack.enter_async_context(Turn(gate, user))

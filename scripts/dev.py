@@ -17,8 +17,10 @@ from urllib.parse import quote
 
 import jwt
 
+from db import check_database_settings
 from kit.paths import CONTROLS, USER_ID_LENGTH
-from serve import serve
+from kit.server import serve
+from main import app
 from settings import SettingsError, get_settings
 
 ROOT = Path(__file__).parent.parent
@@ -75,8 +77,6 @@ def first_steps(host: str, port: int) -> str:
 
 def openapi_document() -> str:
     """The OpenAPI document, as specs/openapi.json has it."""
-    from main import app
-
     return json.dumps(app.openapi(), indent=2, ensure_ascii=False)
 
 
@@ -112,8 +112,11 @@ def main() -> int:
             case "run":
                 print(f"Starting the service on port {arguments.port}.", flush=True)
                 where = {"host": arguments.host, "port": arguments.port, "workers": 1}
+                settings = get_settings()
+                check_database_settings(settings)
                 return serve(
-                    get_settings().model_copy(update=where),
+                    app,
+                    settings.model_copy(update=where),
                     lambda port: Thread(
                         target=print_first_steps, args=(arguments.host, port), daemon=True
                     ).start(),

@@ -22,7 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 # Not kit/telemetry/ and those whose tests start a process for each case.
 SOURCES = ("*.py", "kit/*.py", "kit/database/*.py", "middleware/*.py", "routes/*.py", "tasks/*.py")
-SLOW = ("main.py", "serve.py")
+SLOW = ("main.py", "serve.py", "kit/server.py")
 # Tests that tell of a module, beside those that mirror it.
 ALSO = {
     "tasks/queries.py": ["tests/test_models.py", "tests/tasks/test_lists.py"],
@@ -158,7 +158,7 @@ def main() -> int:
     every = [
         mutant
         for path in paths
-        if path.name not in SLOW and tests_of(str(path.relative_to(ROOT)))
+        if (name := str(path.relative_to(ROOT))) not in SLOW and tests_of(name)
         for mutant in mutants(path)
     ]
     chosen = Random(given.seed).sample(every, min(given.count, len(every)))  # noqa: S311  # to repeat

@@ -3,7 +3,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
@@ -22,20 +22,16 @@ from settings import Settings
 # For a test of an answer that is given before a database is asked.
 on_one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
+_EARLIER = """
+    CREATE TABLE task (
+        id {id} PRIMARY KEY, user_id TEXT NOT NULL, title VARCHAR(200) NOT NULL,
+        description VARCHAR(1000), completed BOOLEAN NOT NULL DEFAULT {no},
+        created_at {instant} NOT NULL, updated_at {instant} NOT NULL);
+"""
 # As a service of before the migrations made it.
 EARLIER_TABLE = {
-    "postgresql": """
-        CREATE TABLE task (
-            id SERIAL PRIMARY KEY, user_id TEXT NOT NULL, title VARCHAR(200) NOT NULL,
-            description VARCHAR(1000), completed BOOLEAN NOT NULL DEFAULT FALSE,
-            created_at TIMESTAMPTZ NOT NULL, updated_at TIMESTAMPTZ NOT NULL);
-        """,
-    "sqlite": """
-        CREATE TABLE task (
-            id INTEGER PRIMARY KEY, user_id TEXT NOT NULL, title VARCHAR(200) NOT NULL,
-            description VARCHAR(1000), completed BOOLEAN NOT NULL DEFAULT 0,
-            created_at DATETIME NOT NULL, updated_at DATETIME NOT NULL);
-        """,
+    "postgresql": _EARLIER.format(id="SERIAL", no="FALSE", instant="TIMESTAMPTZ"),
+    "sqlite": _EARLIER.format(id="INTEGER", no="0", instant="DATETIME"),
 }
 
 
@@ -88,11 +84,16 @@ def in_use(database: Database) -> int:
     return pool.checkedout() - len(getattr(pool, "idle", ()))
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what other tasks, threads and servers do, 10 s at most."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def all_returned(database: Database) -> None:
     """Wait until a connection whose statement was cut off is back in the pool."""
-    async with asyncio.timeout(5):
-        while in_use(database):
-            await stored(f"{database.settings.database_url.get_secret_value()}", "SELECT 1")
+    await until(lambda: in_use(database) == 0)
 
 
 def new(title: str, owner: str = "alice", **values: object) -> dict[str, object]:

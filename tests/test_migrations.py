@@ -7,20 +7,20 @@ import re
 import shlex
 import shutil
 import subprocess
-from contextlib import AbstractContextManager
 from pathlib import Path
 
-import httpx
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from databases import execute, settings_for, stored
+from databases import execute, new, opened, stored, until
 from forkserver import run
-from service import PLAIN, Service, running, until
+from service import Service, running
 from support import SECRET, Caller
 
-from db import open_database
-from kit.database.tables import MIGRATIONS, keep_tables, upgrade_tables, versions
+from kit.database import tables
+from kit.database.session import Session
+from kit.database.tables import MIGRATIONS, versions
+from tasks.queries import CREATE, LIST
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,48 +43,29 @@ class TestMigrations:
         assert versions() == graph[::-1]
         assert versions() == [f"{number:04}" for number in range(1, len(graph) + 1)]
 
-    def test_make_what_the_models_say_and_can_be_taken_back(self, empty_url: str) -> None:
+    async def test_make_what_the_models_say_of_the_task_table_alone_and_can_be_taken_back(
+        self, empty_url: str
+    ) -> None:
+        others = """
+            CREATE TABLE "user" (id text PRIMARY KEY, "emailVerified" boolean);
+            CREATE TABLE session (token text PRIMARY KEY);
+        """
+        await execute(empty_url, others)
         assert alembic(empty_url, "upgrade", "head").returncode == 0
         checked = alembic(empty_url, "check")
         assert checked.returncode == 0, checked.stdout
-        assert alembic(empty_url, "downgrade", "base").returncode == 0
+        await execute(empty_url, "ALTER TABLE task ADD COLUMN colour text")
         assert alembic(empty_url, "check").returncode != 0
-
-    async def test_say_in_a_sentence_why_they_can_t(self, empty_url: str) -> None:
+        assert alembic(empty_url, "downgrade", "base").returncode == 0
+        assert await stored(empty_url, 'SELECT count(*) FROM "user", session') == [0]
         await execute(empty_url, "CREATE TABLE task (id int PRIMARY KEY)")
         refused = alembic(empty_url, "upgrade", "head")
         assert refused.returncode != 0
         assert "column title is missing" in refused.stdout
         assert "Traceback" not in refused.stdout
 
-    async def test_compare_the_task_table_alone(self, postgresql_url: str) -> None:
-        others = (
-            'CREATE TABLE "user" (id text PRIMARY KEY, "emailVerified" boolean);'
-            "CREATE TABLE session (token text PRIMARY KEY)"
-        )
-        await execute(postgresql_url, others)
-        assert alembic(postgresql_url, "upgrade", "head").returncode == 0
-        checked = alembic(postgresql_url, "check")
-        assert checked.returncode == 0, checked.stdout
-        await execute(postgresql_url, "ALTER TABLE task ADD COLUMN colour text")
-        assert alembic(postgresql_url, "check").returncode != 0
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, "tasks")
-    return caplog
-
 
 class TestStart:
-    async def start(self, url: str, *, upgrade: bool = False) -> bool:
-        """Whether the database is ready after it."""
-        async with open_database(settings_for(url)) as database:
-            if upgrade:
-                await upgrade_tables(database)
-            await keep_tables(database)
-            return await database.is_ready()
-
     @pytest.mark.parametrize(
         ("grant", "reason"),
         [
@@ -93,25 +74,22 @@ class TestStart:
         ],
     )
     async def test_says_which_privilege_is_missing(
-        self, postgresql_url: str, log: pytest.LogCaptureFixture, grant: str, reason: str
+        self, postgresql_url: str, caplog: pytest.LogCaptureFixture, grant: str, reason: str
     ) -> None:
         await execute(postgresql_url, f"CREATE ROLE guest LOGIN; GRANT {grant} TO guest")
-        assert not await self.start(postgresql_url.replace("postgres@", "guest@"))
-        [line] = [r.getMessage() for r in log.records if r.levelno == logging.ERROR]
+        async with opened(postgresql_url.replace("postgres@", "guest@")) as database:
+            assert not await database.is_ready()
+        [line] = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
         assert reason in line
         await execute(postgresql_url, "DROP OWNED BY guest; DROP ROLE guest")
 
     async def test_serves_the_tables_of_a_newer_version(
-        self, postgresql_url: str, log: pytest.LogCaptureFixture
+        self, database_url: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert alembic(postgresql_url, "upgrade", "head").returncode == 0
-        await execute(postgresql_url, "UPDATE task_schema SET version_num = '9999'")
-        assert await self.start(postgresql_url)
-        assert "newer version" in log.text
-
-    async def test_of_a_missing_version_brings_the_tables_up_to_date(self, empty_url: str) -> None:
-        assert alembic(empty_url, "upgrade", "head").returncode == 0
-        assert await self.start(empty_url, upgrade=True)
+        await execute(database_url, "UPDATE task_schema SET version_num = '9999'")
+        async with opened(database_url) as database:
+            assert await database.is_ready()
+        assert "newer version" in caplog.text
 
 
 FILES = ("*.py", "*.mako", "*.toml")
@@ -133,11 +111,6 @@ def sources(tmp_path: Path) -> Path:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
     return copy
-
-
-def served(folder: Path, sources: Path, url: str) -> AbstractContextManager[Service]:
-    environment = {"BETTER_AUTH_SECRET": SECRET, "DATABASE_URL": url}
-    return running(Service(folder, environment, sources=sources))
 
 
 # What CLAUDE.md's recipe for a column says: where, and what is added in front.
@@ -187,8 +160,8 @@ COLUMN = {
 }
 
 
-def edit(sources: Path, edits: dict[str, list[tuple[str, str]]]) -> None:
-    for name, insertions in edits.items():
+def edit(sources: Path) -> None:
+    for name, insertions in COLUMN.items():
         text = (sources / name).read_text()
         for before, added in insertions:
             assert text.count(before) == 1, before
@@ -206,31 +179,27 @@ class TestRecipe:
         return shlex.split(found[1])
 
     async def test_adds_a_column_to_a_table_in_use(
-        self, tmp_path: Path, sources: Path, empty_url: str
+        self, tmp_path: Path, sources: Path, database_url: str
     ) -> None:
-        with served(tmp_path, sources, empty_url) as service:
-            async with service.client() as http:
-                await Caller(http, "alice").add()
-        edit(sources, COLUMN)
-        made = alembic(empty_url, *self.command(), sources=sources)
+        async with opened(database_url) as database:
+            await CREATE.rows(Session(database), **new("old"))
+        edit(sources)
+        made = alembic(database_url, *self.command(), sources=sources)
         assert made.returncode == 0, made.stdout
         number = f"{len(versions()) + 1:04}"
         [migration] = (sources / "migrations/versions").glob(f"{number}_*.py")
         assert "sqlmodel" not in migration.read_text()
-        for start in ("first", "second"):
-            with served(tmp_path, sources, empty_url) as service:
-                async with service.client() as http:
-                    assert (await http.get("/health/ready")).status_code == 200
-                    alice = Caller(http, "alice")
-                    assert len((await alice.get()).json()) == 1
-                    if start == "second":
-                        await self.assert_columns_are_like_any_other(alice)
-                assert "newer version" not in service.log(), start
+        environment = {"BETTER_AUTH_SECRET": SECRET, "DATABASE_URL": database_url}
+        with running(Service(tmp_path, environment, sources=sources)) as service:
+            async with service.client() as http:
+                assert (await http.get("/health/ready")).status_code == 200
+                await self.assert_columns_are_like_any_other(Caller(http, "alice"))
+            assert "newer version" not in service.log()
         # Of a deleted task that is kept for its key, nothing is left.
         colours = "SELECT colour FROM task ORDER BY id"
-        assert await stored(empty_url, colours) == ["", "", "", "red"]
-        assert await stored(empty_url, "SELECT version_num FROM task_schema") == [number]
-        checked = alembic(empty_url, "check", sources=sources)
+        assert await stored(database_url, colours) == ["", "", "", "red"]
+        assert await stored(database_url, "SELECT version_num FROM task_schema") == [number]
+        checked = alembic(database_url, "check", sources=sources)
         assert checked.returncode == 0, checked.stdout
 
     async def assert_columns_are_like_any_other(self, alice: Caller) -> None:
@@ -238,27 +207,26 @@ class TestRecipe:
         assert (old["colour"], old["priority"], old["due_at"]) == ("", 0, None)
         body = {"title": "t", "colour": "red", "priority": 2, "due_at": "2026-05-06T07:08:09+02:00"}
         shown = {**body, "due_at": "2026-05-06T05:08:09.000000Z"}
+        changes: list[dict[str, object]] = [{"colour": "blue"}, {"priority": 3}, {"due_at": None}]
         key = {"Idempotency-Key": "k"}
-        made = [await alice.post(body, headers=key) for _ in range(2)]
-        assert [response.status_code for response in made] == [201, 201]
-        task = made[0].json()
+        made, again = [await alice.post(body, headers=key) for _ in range(2)]
+        task = made.json()
         assert task.items() >= shown.items()
-        assert made[1].json() == task
-        for change in ({"colour": "blue"}, {"priority": 3}, {"due_at": None}):
+        assert (again.status_code, again.json()) == (201, task)
+        for change in changes:
             other = await alice.post(body | change, headers=key)
             assert other.status_code == 422, change
         path = f"/{task['id']}"
         assert (await alice.get(path)).json() == task
         assert (await alice.get()).json() == [task, old]
         assert (await alice.put(path, {})).json() == task
-        for change in ({"colour": "blue"}, {"priority": 3}, {"due_at": None}):
+        for change in changes:
             changed = (await alice.put(path, change)).json()
             assert changed["updated_at"] > task["updated_at"]
             assert changed == task | change | {"updated_at": changed["updated_at"]}
             task = changed
-        assert (
-            await alice.post({"title": "t"}, headers={"Idempotency-Key": "l"})
-        ).status_code == 201
+        plain = await alice.post({"title": "t"}, headers={"Idempotency-Key": "l"})
+        assert plain.status_code == 201
         assert (await alice.delete(path)).status_code == 204
         await alice.add("kept", colour="red")
 
@@ -270,27 +238,23 @@ def upgrade() -> None:
 """
 
 
-class TestMigrationWithABug:
-    async def test_is_said_plainly_and_tried_again(
-        self, tmp_path: Path, sources: Path, empty_url: str
-    ) -> None:
-        number, before = f"{len(versions()) + 1:04}", versions()[-1]
-        folder = sources / "migrations/versions"
-        (folder / f"{number}_bug.py").write_text(
-            f"from pathlib import Path\nrevision = {number!r}\ndown_revision = {before!r}\n{BUG}"
-        )
-        tables = sources / "kit/database/tables.py"
-        patient = tables.read_text()
-        assert "BUG_RETRY_INTERVAL = 30.0" in patient
-        tables.write_text(patient.replace("BUG_RETRY_INTERVAL = 30.0", "BUG_RETRY_INTERVAL = 0.2"))
-        with served(tmp_path, sources, empty_url) as service:
-            async with service.client() as http:
-                assert (await http.get("/health")).status_code == 200
-                assert (await http.get("/health/ready")).status_code == 503
-                assert (await Caller(http, "alice").get()).status_code == 503
-                until(lambda: service.log().count("a bug in the migration") > 1)
-                assert "the tables can't be brought up to date" in service.log()
-                (folder / "mended").touch()
-                ready = f"http://127.0.0.1:{service.port}/health/ready"
-                until(lambda: httpx.get(ready, **PLAIN).status_code == 200)
-                assert (await Caller(http, "alice").get()).status_code == 200
+async def test_migration_with_a_bug_is_said_plainly_and_tried_again(
+    empty_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    number, before = f"{len(versions()) + 1:04}", versions()[-1]
+    copy = shutil.copytree(MIGRATIONS, tmp_path / "migrations")
+    (copy / f"versions/{number}_bug.py").write_text(
+        f"from pathlib import Path\nrevision = {number!r}\ndown_revision = {before!r}\n{BUG}"
+    )
+    monkeypatch.setattr(tables, "MIGRATIONS", copy)
+    monkeypatch.setattr(tables, "BUG_RETRY_INTERVAL", 0.01)
+    async with opened(empty_url) as database:
+        assert not await database.is_ready()
+        await until(lambda: caplog.text.count("a bug in the migration") > 1)
+        assert "the tables can't be brought up to date" in caplog.text
+        (copy / "versions/mended").touch()
+        await until(lambda: database.tables_ready)
+        assert await LIST.rows(Session(database), owner="alice") == []

@@ -12,7 +12,6 @@ import pytest
 from databases import new, opened
 from pydantic import TypeAdapter
 from sqlalchemy import String, bindparam, cast, literal, literal_column, make_url, select, text
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import aliased
 from sqlmodel import SQLModel, col, delete, union, update
@@ -92,13 +91,9 @@ class TestTask:
     async def test_is_kept_with_its_defaults(self, session: AsyncSession) -> None:
         before = utc_now()
         task = await saved(session, Task(user_id="alice", title="Buy milk"))
-        assert task.id == 1
-        assert (task.user_id, task.title) == ("alice", "Buy milk")
-        assert task.description is None
-        assert task.completed is False
-        assert task.created_at.utcoffset() == timedelta(0)
-        assert before <= task.created_at <= utc_now()
-        assert task.updated_at == task.created_at
+        assert (task.id, task.user_id, task.title) == (1, "alice", "Buy milk")
+        assert (task.description, task.completed) == (None, False)
+        assert before <= task.created_at == task.updated_at <= utc_now()
 
     async def test_is_kept_with_every_value(self, session: AsyncSession) -> None:
         instant = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -119,55 +114,38 @@ class TestTask:
         [task] = (await session.exec(select_entities(Task))).all()
         assert {name: getattr(task, name) for name in values} == values
 
-    @pytest.mark.parametrize("missing", ["user_id", "title"])
-    async def test_needs_an_owner_and_a_title(self, session: AsyncSession, missing: str) -> None:
-        values: dict[str, Any] = {"user_id": "alice", "title": "Buy milk", missing: None}
-        session.add(Task(**values))
-        with pytest.raises(IntegrityError):
-            await session.commit()
-
     async def test_is_completed_never_unless_said(self, session: AsyncSession) -> None:
         """A row that another program inserts without it."""
-        [completed] = await values_of(
+        await values_of(
             session,
             "INSERT INTO task (user_id, title, created_at, updated_at) VALUES ('alice', 'raw',"
-            " '2026-01-02 03:04:05.000000', '2026-01-02 03:04:05.000000') RETURNING completed",
+            " '2026-01-02 03:04:05.000000', '2026-01-02 03:04:05.000000') RETURNING id",
         )
-        assert completed in (False, 0)
         [task] = (await session.exec(select_entities(Task))).all()
         assert task.completed is False
 
-    @pytest.mark.parametrize(
-        ("microsecond", "hours"),
-        [(0, 0), (1, 0), (678000, 0), (999999, 0), (678901, -11), (678901, 5.5), (678901, 14)],
-    )
-    async def test_instants_keep_their_microseconds_and_are_utc(
-        self, session: AsyncSession, microsecond: int, hours: float
+    async def test_instants_keep_their_microseconds_are_utc_and_compare_in_order(
+        self, session: AsyncSession
     ) -> None:
-        zone = timezone(timedelta(hours=hours))
-        instant = datetime(2026, 1, 2, 3, 4, 5, microsecond, tzinfo=zone)
-        task = await saved(session, Task(user_id="alice", title="t", created_at=instant))
-        assert task.created_at == instant
-        assert task.created_at.utcoffset() == timedelta(0)
-        found = await session.exec(select_entities(Task).where(Task.created_at == instant))
-        assert found.all() == [task]
-
-    async def test_instants_compare_in_order(self, session: AsyncSession) -> None:
-        noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
-        offsets = [timedelta(0), timedelta(microseconds=1), timedelta(seconds=1), timedelta(days=1)]
-        for offset in reversed(offsets):
-            session.add(Task(user_id="alice", title=f"{offset}", created_at=noon + offset))
-        await session.commit()
-        titles = await values_of(session, "SELECT title FROM task ORDER BY created_at")
-        assert titles == [f"{offset}" for offset in offsets]
+        instants = [
+            datetime(2026, 1, 2, 3, 4, 5, microsecond, tzinfo=timezone(timedelta(hours=hours)))
+            for hours in (14, 5.5, 0, -11)
+            for microsecond in (0, 1, 678000, 999999)
+        ]
+        for instant in reversed(instants):
+            task = await saved(session, Task(user_id="alice", title="t", created_at=instant))
+            assert task.created_at == instant
+            assert task.created_at.utcoffset() == timedelta(0)
+            found = await session.exec(select_entities(Task).where(Task.created_at == instant))
+            assert found.all() == [task]
+        ids = await values_of(session, "SELECT id FROM task ORDER BY created_at")
+        assert ids == sorted(ids, reverse=True)
 
     async def test_id_of_a_deleted_task_is_not_used_again(self, session: AsyncSession) -> None:
-        await saved(session, Task(user_id="alice", title="first"))
         last = await saved(session, Task(user_id="alice", title="last"))
-        assert last.id == 2
         await session.delete(last)
         await session.commit()
-        assert (await saved(session, Task(user_id="alice", title="next"))).id == 3
+        assert (await saved(session, Task(user_id="alice", title="next"))).id == 2
 
     @on_postgresql
     async def test_columns_of_postgresql(self, session: AsyncSession) -> None:
@@ -277,18 +255,9 @@ class TestUser:
     async def test_is_kept_with_its_defaults(self, session: AsyncSession) -> None:
         before = utc_now()
         user = await saved(session, User(id="u1", email="a@b.co", name="Alice"))
-        assert (user.id, user.email, user.name) == ("u1", "a@b.co", "Alice")
-        assert user.email_verified is False
-        assert user.image is None
+        assert (user.email_verified, user.image) == (False, None)
         for instant in (user.created_at, user.updated_at):
-            assert instant.utcoffset() == timedelta(0)
             assert before <= instant <= utc_now()
-
-    async def test_email_is_unique(self, session: AsyncSession) -> None:
-        await saved(session, User(id="u1", email="a@b.co", name="Alice"))
-        session.add(User(id="u2", email="a@b.co", name="Bob"))
-        with pytest.raises(IntegrityError):
-            await session.commit()
 
     async def test_is_read_from_better_auths_own_table(self, engine: AsyncEngine) -> None:
         async with engine.begin() as connection:
@@ -308,67 +277,57 @@ class TestUser:
             "created_at": created_at,
             "updated_at": created_at + timedelta(microseconds=1),
         }
-        assert user.created_at.utcoffset() == timedelta(0)
 
     @on_postgresql
     async def test_table_is_as_better_auth_makes_it(self, session: AsyncSession) -> None:
-        columns = (
-            "SELECT column_name, data_type, is_nullable FROM information_schema.columns"
-            " WHERE table_name = 'user' ORDER BY column_name"
-        )
-        ours = await values_of(session, columns)
+        columns_and_keys = """
+            SELECT column_name, data_type, is_nullable FROM information_schema.columns
+            WHERE table_name = 'user' UNION
+            SELECT contype::text, conkey::text, '' FROM pg_constraint
+            WHERE conrelid = '"user"'::regclass AND contype IN ('p', 'u') ORDER BY 1
+        """
+        ours = await values_of(session, columns_and_keys)
         connection = await session.connection()
         await connection.execute(text('DROP TABLE "user"'))
         await connection.execute(text(BETTER_AUTH_DDL))
-        assert ours == await values_of(session, columns)
-        assert len(ours) == 7
+        assert ours == await values_of(session, columns_and_keys)
+        assert len(ours) == 7 + 2
 
 
 # What a clock that knows milliseconds, or a rounding one, would get wrong.
 INSTANTS = [
-    datetime(2026, 1, 2, 3, 4, second, microsecond, tzinfo=UTC)
-    for second in (0, 5, 59)
+    datetime(2026, 1, 2, 3, 4, 59, microsecond, tzinfo=UTC)
     for microsecond in (0, 1, 499, 500, 501, 999, 1000, 123456, 499999, 999000, 999500, 999999)
 ] + [
     datetime(2026, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
     datetime(2028, 2, 28, 23, 59, 59, 999500, tzinfo=UTC),
-    datetime(1970, 1, 1, tzinfo=UTC),
+    EPOCH,
     datetime(2106, 2, 7, 6, 28, 16, 1, tzinfo=UTC),
 ]
 NOW = bindparam("now", type_=UTCDateTime())
-BEFORE = bindparam("before", type_=UTCDateTime())
-
-
-async def advanced(session: AsyncSession, now: datetime, before: datetime) -> datetime:
-    connection = await session.connection()
-    values = {"now": now, "before": before}
-    instant: datetime | None = await connection.scalar(select(advance(NOW, BEFORE)), values)
-    assert instant is not None
-    return instant
-
-
-EAST = timezone(timedelta(hours=2))
+ADVANCED = advance(NOW, bindparam("before", type_=UTCDateTime()))
 
 
 class TestRfc3339:
     @pytest.mark.parametrize(
         ("instant", "written"),
         [
-            (datetime(2026, 1, 31, 9, tzinfo=UTC), "2026-01-31T09:00:00.000000Z"),
-            (datetime(2026, 1, 31, 9, 0, 0, 1, tzinfo=UTC), "2026-01-31T09:00:00.000001Z"),
-            (datetime(2026, 1, 31, 9, 0, 0, 120000, tzinfo=UTC), "2026-01-31T09:00:00.120000Z"),
-            (datetime(2026, 1, 1, 1, 30, tzinfo=EAST), "2025-12-31T23:30:00.000000Z"),
-            (datetime(987, 1, 1, tzinfo=UTC), "0987-01-01T00:00:00.000000Z"),
-            (datetime(9999, 12, 31, 23, tzinfo=UTC), "9999-12-31T23:00:00.000000Z"),
+            ("2026-01-31T09:00:00Z", "2026-01-31T09:00:00.000000Z"),
+            ("2026-01-31T09:00:00.000001Z", "2026-01-31T09:00:00.000001Z"),
+            ("2026-01-31T09:00:00.12Z", "2026-01-31T09:00:00.120000Z"),
+            ("2026-01-01T01:30:00+02:00", "2025-12-31T23:30:00.000000Z"),
+            ("0987-01-01T00:00:00Z", "0987-01-01T00:00:00.000000Z"),
+            ("9999-12-31T23:00:00Z", "9999-12-31T23:00:00.000000Z"),
         ],
     )
     async def test_is_utc_with_six_digits(
-        self, session: AsyncSession, instant: datetime, written: str
+        self, session: AsyncSession, instant: str, written: str
     ) -> None:
         connection = await session.connection()
         if connection.dialect.name == "postgresql":  # Which else would write its own zone's time.
             await connection.execute(text("SET TIME ZONE 'Asia/Tokyo'"))
-        assert await connection.scalar(select(rfc3339(NOW)), {"now": instant}) == written
+        values = {"now": datetime.fromisoformat(instant)}
+        assert await connection.scalar(select(rfc3339(NOW)), values) == written
 
     @pytest.mark.parametrize(
         ("kept", "written"),
@@ -376,7 +335,6 @@ class TestRfc3339:
             ("2024-01-02 03:04:05.678901", "2024-01-02T03:04:05.678901Z"),
             ("2024-01-02T03:04:05.678901", "2024-01-02T03:04:05.678901Z"),
             ("2024-01-02 03:04:05", "2024-01-02T03:04:05.000000Z"),  # CURRENT_TIMESTAMP
-            ("2024-01-02 03:04:05.678", "2024-01-02T03:04:05.678000Z"),
             ("2024-01-02T03:04:05.678Z", "2024-01-02T03:04:05.678000Z"),  # JavaScript
             ("2024-01-02 03:04:05+02:00", "2024-01-02T01:04:05.000000Z"),
             ("2024-01-02 03:04", "2024-01-02T03:04:00.000000Z"),
@@ -412,25 +370,26 @@ class TestRfc3339:
 
 class TestAdvance:
     async def test_is_now_or_just_after_before(self, session: AsyncSession) -> None:
+        connection = await session.connection()
+
+        async def advanced(now: datetime, before: datetime) -> datetime:
+            values = {"now": now, "before": before}
+            instant: datetime | None = await connection.scalar(select(ADVANCED), values)
+            assert instant is not None
+            if connection.dialect.name == "sqlite":  # Its form is that of every instant.
+                kept = await connection.scalar(select(cast(ADVANCED, String)), values)
+                assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}", f"{kept}")
+            return instant
+
         for before in INSTANTS:
-            for step in (timedelta(milliseconds=2), timedelta(seconds=1), timedelta(days=400)):
-                assert await advanced(session, before + step, before) == before + step
+            for step in (timedelta(milliseconds=2), timedelta(days=400)):
+                assert await advanced(before + step, before) == before + step
             for behind in (timedelta(0), timedelta(microseconds=1), timedelta(hours=1)):
-                moved = await advanced(session, before - behind, before)
+                moved = await advanced(before - behind, before)
                 assert before < moved <= before + timedelta(milliseconds=2)
                 assert moved.utcoffset() == timedelta(0)
             hardly = before + timedelta(microseconds=1)
-            assert await advanced(session, hardly, before) >= hardly
-
-    @on_sqlite
-    async def test_is_kept_in_the_form_of_every_instant(self, session: AsyncSession) -> None:
-        connection = await session.connection()
-        for before in INSTANTS:
-            for now in (before, before + timedelta(seconds=1)):
-                values = {"now": now, "before": before}
-                kept = await connection.scalar(select(cast(advance(NOW, BEFORE), String)), values)
-                assert kept is not None
-                assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}", kept)
+            assert await advanced(hardly, before) >= hardly
 
 
 def sql_of(name: str, dialect: str) -> str:
@@ -440,6 +399,13 @@ def sql_of(name: str, dialect: str) -> str:
     return re.sub(r"::\w+", "", " ".join(sql.split()))
 
 
+def flat(sql: str) -> str:
+    """SQL without what is in parentheses."""
+    while sql != (shorter := re.sub(r"\([^()]*\)", "_", sql)):
+        sql = shorter
+    return sql
+
+
 class TestStatements:
     @pytest.mark.parametrize("dialect", ["sqlite+aiosqlite", "postgresql+asyncpg"])
     @pytest.mark.parametrize("name", STATEMENTS)
@@ -447,28 +413,22 @@ class TestStatements:
         sql = sql_of(name, dialect)
         if "INSERT INTO task" in sql:
             counted, _, inserted = sql.rpartition("INSERT INTO task ")
-            values = r"\((.*?)\) (?:VALUES \((.*?)\)|SELECT (.*?) FROM room)"
-            found = re.match(values, inserted)
+            found = re.match(r"\((.*?)\) (?:VALUES \((.*?)\)|SELECT (.*?) FROM room)", inserted)
             assert found
             columns, given = found[1].split(", "), (found[2] or found[3]).split(", ")
             assert dict(zip(columns, given, strict=True))["user_id"].startswith(":owner")
-            assert counted.count("FROM task") == counted.count(
-                "FROM task WHERE task.user_id = :owner AND "
-            )
+            owned = "FROM task WHERE task.user_id = :owner AND "
+            assert counted.count("FROM task") == counted.count(owned)
             return
         assert not re.search(r" (UNION|JOIN) ", sql)
         where, *nested = re.split(r"(?:FROM|UPDATE) task ", sql)[1:]
         if nested:
             for part in (where, *nested):
                 assert part.startswith("WHERE task.user_id = :owner AND ")
-            while sql != (flat := re.sub(r"\([^()]*\)", "_", sql)):
-                sql = flat
-            _, where = re.split(r"(?:FROM|UPDATE) task ", sql)
+            _, where = re.split(r"(?:FROM|UPDATE) task ", flat(sql))
         [condition] = re.findall(r"(?:^| )WHERE (.*?)(?: ORDER BY .*| RETURNING .*|$)", where)
-        while condition != (flat := re.sub(r"\([^()]*\)", "_", condition)):
-            condition = flat
-        assert "task.user_id = :owner" in condition.split(" AND ")
-        assert " OR " not in condition
+        assert "task.user_id = :owner" in flat(condition).split(" AND ")
+        assert " OR " not in flat(condition)
 
     async def test_leave_the_task_of_another_user_alone(
         self, session: AsyncSession, subtests: pytest.Subtests

@@ -3,6 +3,7 @@
 """Tables that were there before this service: others' are left alone, older ones of ours mended."""
 
 import logging
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -10,151 +11,106 @@ from contextlib import closing
 import asyncpg
 import httpx
 import pytest
-from databases import EARLIER_TABLE, execute, new, opened, stored
+from databases import EARLIER_TABLE, execute, new, opened, settings_for, stored
 from postgresql import PostgreSQL
 from support import Caller
 
+from db import open_database
 from kit.database import tables
 from kit.database.session import Session
+from kit.database.tables import TablesRefused, upgrade_tables
 from main import app
 from tasks.queries import CREATE, LIST
 
-# A row of another application, which nothing may change.
-_ROW = "INSERT INTO task VALUES (1, 'alice', 'kept'); "
-_FITTING = EARLIER_TABLE["postgresql"]
-_OURS = EARLIER_TABLE["sqlite"]
-_HELD = """
+# Another application's, whose row nothing may change.
+_FOREIGN = """
+    CREATE TABLE task (id int PRIMARY KEY, user_id text, payload text NOT NULL);
+    INSERT INTO task VALUES (1, 'alice', 'kept');
+"""
+_ROW = """
     INSERT INTO task (user_id, title, completed, created_at, updated_at)
     VALUES ('alice', 'kept', TRUE, '2025-01-02 03:04:05.000006', '2025-01-02 03:04:05.000007');
 """
-# SQL that makes what is there, and words of the one line in the log.
-REFUSED = {
-    "postgresql": {
-        "another's": (
-            "CREATE TABLE task (id int PRIMARY KEY, user_id text, payload text NOT NULL);" + _ROW,
-            "column title is missing; column description is missing",
-        ),
-        "another's extra column": (
-            _FITTING + _HELD + "ALTER TABLE task ADD project int NOT NULL DEFAULT 1;"
-            "ALTER TABLE task ALTER project DROP DEFAULT",
-            "column project is unknown here, NOT NULL and has no default",
-        ),
-        "id uuid": (
-            _FITTING + "ALTER TABLE task DROP id; ALTER TABLE task ADD id uuid PRIMARY KEY",
-            "column id is uuid, not BIGINT",
-        ),
-        "id without numbers": (
-            _FITTING + _HELD + "ALTER TABLE task ALTER id DROP DEFAULT",
-            "column id does not number new rows",
-        ),
-        "a primary key of two columns": (
-            _FITTING + "ALTER TABLE task DROP CONSTRAINT task_pkey, ADD PRIMARY KEY (user_id, id)",
-            "its primary key is not id",
-        ),
-        "no primary key": (
-            _FITTING + _HELD + "ALTER TABLE task DROP CONSTRAINT task_pkey",
-            "its primary key is not id",
-        ),
-        "completed int": (
-            _FITTING + _HELD + "ALTER TABLE task ALTER completed DROP DEFAULT,"
-            "ALTER completed TYPE int USING 1",
-            "column completed is integer, not BOOLEAN",
-        ),
-        "created_at date": (
-            _FITTING + _HELD + "ALTER TABLE task ALTER created_at TYPE date",
-            "column created_at is date, not TIMESTAMP WITH TIME ZONE",
-        ),
-        "title NULL": (
-            _FITTING + _HELD + "ALTER TABLE task ALTER title DROP NOT NULL;"
-            "UPDATE task SET title = NULL",
-            "column title is NULL in some rows",
-        ),
-        "generated": (
-            _FITTING + "ALTER TABLE task DROP description;"
-            "ALTER TABLE task ADD description varchar GENERATED ALWAYS AS (title) STORED",
-            "column description is generated",
-        ),
-        "unique": (_FITTING + _HELD + "CREATE UNIQUE INDEX one ON task (title)", "index one"),
-        "check": (_FITTING + "ALTER TABLE task ADD CONSTRAINT c CHECK (id < 9)", "constraint c"),
-        "foreign key": (
-            "CREATE TABLE users (id text PRIMARY KEY);"
-            + _FITTING
-            + "ALTER TABLE task ADD CONSTRAINT f FOREIGN KEY (user_id) REFERENCES users",
-            "constraint f",
-        ),
-        "referred to": (
-            _FITTING + "CREATE TABLE note (task_id int REFERENCES task ON DELETE CASCADE)",
-            "the table note refers to it",
-        ),
-        "trigger": (
-            _FITTING + "CREATE TRIGGER t BEFORE UPDATE ON task FOR EACH ROW "
-            "EXECUTE FUNCTION suppress_redundant_updates_trigger()",
-            "the trigger t",
-        ),
-        "row level security": (_FITTING + "ALTER TABLE task ENABLE ROW LEVEL SECURITY", "security"),
-        "unlogged": (_FITTING + "ALTER TABLE task SET UNLOGGED", "it is unlogged"),
-        "view": (
-            _FITTING + _HELD + "ALTER TABLE task RENAME TO t; CREATE VIEW task AS SELECT * FROM t",
-            "it is a view",
-        ),
-        "materialized": (
-            "CREATE MATERIALIZED VIEW task AS SELECT 1 AS id",
-            "it is a materialized view",
-        ),
-        "partitioned": (
-            "CREATE TABLE task (id int PRIMARY KEY) PARTITION BY HASH (id)",
-            "it is a partitioned table",
-        ),
-        "sequence": ("CREATE SEQUENCE task", "it is a sequence"),
-        "version": ("CREATE TABLE task_schema (id int)", "a table task_schema that is not"),
-        "revision": (
-            "CREATE TABLE task_schema (version_num text); INSERT INTO task_schema VALUES ('ae10')",
-            "a table task_schema that is not",
-        ),
-        "view of an older one": (
-            _FITTING + _HELD + "CREATE VIEW shown AS SELECT id FROM task",
-            "up to date: FeatureNotSupportedError (0A000): cannot alter type of a column used",
-        ),
-    },
-    "sqlite": {
-        "another's": (
-            "CREATE TABLE task (id int PRIMARY KEY, user_id text, payload text NOT NULL);" + _ROW,
-            "column title is missing; column description is missing",
-        ),
-        "id text": (
-            _OURS.replace("id INTEGER", "id TEXT") + "INSERT INTO task VALUES "
-            "('one', 'alice', 'kept', NULL, 1, '2025-01-01 00:00:00', '2025-01-01 00:00:00')",
-            "column id is TEXT, not INTEGER",
-        ),
-        "extra": (
-            _OURS.replace("user_id TEXT", "project INTEGER NOT NULL, user_id TEXT"),
-            "column project is unknown here, NOT NULL and has no default",
-        ),
-        "words": (_OURS + _HELD + "UPDATE task SET completed = 'yes'", "column completed holds"),
-        "no times": (_OURS + _HELD + "UPDATE task SET created_at = 'then'", "column created_at"),
-        "numbers": (_OURS + _HELD + "UPDATE task SET updated_at = 1735700000", "column updated_at"),
-        "blob": (_OURS + _HELD + "UPDATE task SET title = x'00'", "column title holds"),
-        "unique": (_OURS + "CREATE UNIQUE INDEX one ON task (title)", "the unique index one"),
-        "check": (_OURS.replace("VARCHAR(1000)", "TEXT CHECK (1)"), "CHECK"),
-        "collation": (_OURS.replace("user_id TEXT", "user_id TEXT COLLATE NOCASE"), "collation"),
-        "trigger": (
-            _OURS + "CREATE TRIGGER t AFTER INSERT ON task BEGIN SELECT 1; END",
-            "the trigger t",
-        ),
-        "referred to": (
-            _OURS + "CREATE TABLE note (task_id REFERENCES task ON DELETE CASCADE)",
-            "the table note refers to it",
-        ),
-        "view": ("CREATE VIEW task AS SELECT 1 AS id", "it is a view"),
-        "virtual": ("CREATE VIRTUAL TABLE task USING fts5(title)", "it is a virtual table"),
-        "without rowid": (_OURS.replace(");", ") WITHOUT ROWID;"), "it is WITHOUT ROWID"),
-        "version": ("CREATE TABLE task_schema (id int)", "a table task_schema that is not"),
-    },
-}
-CASES = [
-    pytest.param(kind, *case, id=f"{kind} {name}")
-    for kind, cases in REFUSED.items()
-    for name, case in cases.items()
+_FITTING = EARLIER_TABLE["postgresql"] + _ROW
+_OURS = EARLIER_TABLE["sqlite"]
+
+
+def cases(table: str, ours: str) -> list[tuple[str, str]]:
+    """SQL, and behind an arrow, or below it, what is said of the tables that it makes."""
+    arrows = [row.partition(" => ") for row in table.strip().replace("\n    ", " => ").splitlines()]
+    made = {"ours": ours, "foreign": _FOREIGN}
+    return [
+        (re.sub("^(ours|foreign)", lambda found: made[found[0]], script), said)
+        for script, _, said in arrows
+    ]
+
+
+POSTGRESQL = cases(
+    """
+foreign => column title is missing; column description is missing
+ours DELETE FROM task; ALTER TABLE task ADD project int NOT NULL
+    column project is unknown here, NOT NULL and has no default
+ours ALTER TABLE task ALTER id DROP DEFAULT, ALTER id TYPE uuid USING gen_random_uuid()
+    column id is uuid, not BIGINT
+ours ALTER TABLE task ALTER id DROP DEFAULT => column id does not number new rows
+ours ALTER TABLE task DROP CONSTRAINT task_pkey, ADD PRIMARY KEY (user_id, id)
+    its primary key is not id
+ours ALTER TABLE task DROP CONSTRAINT task_pkey => its primary key is not id
+ours ALTER TABLE task ALTER completed DROP DEFAULT, ALTER completed TYPE int USING 1
+    column completed is integer, not BOOLEAN
+ours ALTER TABLE task ALTER created_at TYPE date
+    column created_at is date, not TIMESTAMP WITH TIME ZONE
+ours ALTER TABLE task ALTER title DROP NOT NULL; UPDATE task SET title = NULL
+    column title is NULL in some rows
+ours ALTER TABLE task DROP title, ADD title varchar GENERATED ALWAYS AS (user_id) STORED
+    column title is generated
+ours CREATE UNIQUE INDEX one ON task (title) => the unique index one
+ours ALTER TABLE task ADD CONSTRAINT c CHECK (id < 9) => the constraint c
+ours ALTER TABLE task ADD UNIQUE (user_id), ADD FOREIGN KEY (user_id) REFERENCES task (user_id)
+    the constraint task_user_id_fkey
+ours CREATE TABLE note (task_id int REFERENCES task ON DELETE CASCADE)
+    the table note refers to it
+ours CREATE TRIGGER t BEFORE UPDATE ON task EXECUTE FUNCTION suppress_redundant_updates_trigger()
+    the trigger t
+ours ALTER TABLE task ENABLE ROW LEVEL SECURITY => it has row level security
+ours ALTER TABLE task SET UNLOGGED => it is unlogged
+ours ALTER TABLE task RENAME TO t; CREATE VIEW task AS SELECT * FROM t => it is a view
+ours CREATE VIEW shown AS SELECT id FROM task
+    up to date: FeatureNotSupportedError (0A000): cannot alter type of a column used
+CREATE MATERIALIZED VIEW task AS SELECT 1 AS id => it is a materialized view
+CREATE TABLE task (id int PRIMARY KEY) PARTITION BY HASH (id) => it is a partitioned table
+CREATE SEQUENCE task => it is a sequence
+CREATE TABLE task_schema (id int) => a table task_schema that is not
+CREATE TABLE task_schema (version_num text); INSERT INTO task_schema VALUES ('ae10')
+    a table task_schema that is not
+""",
+    _FITTING,
+)
+SQLITE = [
+    *cases(
+        """
+foreign => column title is missing; column description is missing
+ours UPDATE task SET completed = 'yes' => column completed holds
+ours UPDATE task SET created_at = 'then' => column created_at holds
+ours UPDATE task SET updated_at = 1735700000 => column updated_at holds
+ours UPDATE task SET title = x'00' => column title holds
+ours CREATE UNIQUE INDEX one ON task (title) => the unique index one
+ours ALTER TABLE task ADD other TEXT CHECK (1) => CHECK
+ours CREATE TRIGGER t AFTER INSERT ON task BEGIN SELECT 1; END => the trigger t
+ours CREATE TABLE note (task_id REFERENCES task ON DELETE CASCADE) => the table note refers to it
+CREATE VIEW task AS SELECT 1 AS id => it is a view
+CREATE VIRTUAL TABLE task USING fts5(title) => it is a virtual table
+CREATE TABLE task_schema (id int) => a table task_schema that is not
+""",
+        _OURS + _ROW,
+    ),
+    (_OURS.replace("id INTEGER", "id TEXT"), "column id is TEXT, not INTEGER"),
+    (
+        _OURS.replace("user_id TEXT", "project INTEGER NOT NULL, user_id TEXT"),
+        "column project is unknown here, NOT NULL and has no default",
+    ),
+    (_OURS.replace("user_id TEXT", "user_id TEXT COLLATE NOCASE"), "collation"),
+    (_OURS.replace(");", ") WITHOUT ROWID;"), "it is WITHOUT ROWID"),
 ]
 
 
@@ -166,17 +122,27 @@ async def dump(url: str, server: PostgreSQL) -> str:
         return "\n".join(connection.iterdump())
 
 
-@pytest.mark.parametrize(("empty_url", "script", "said"), CASES, indirect=["empty_url"])
+@pytest.mark.parametrize(
+    ("empty_url", "script", "said"),
+    [*(("postgresql", *case) for case in POSTGRESQL), *(("sqlite", *case) for case in SQLITE)],
+    indirect=["empty_url"],
+    ids=lambda value: value[-30:],
+)
 async def test_another_s_table_is_left_alone_and_named(
-    empty_url: str,
-    script: str,
-    said: str,
-    postgresql_server: PostgreSQL,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    empty_url: str, script: str, said: str, postgresql_server: PostgreSQL
 ) -> None:
     await execute(empty_url, script)
     before = await dump(empty_url, postgresql_server)
+    async with open_database(settings_for(empty_url)) as database:
+        with pytest.raises(TablesRefused, match=re.escape(said)):
+            await upgrade_tables(database)
+    assert await dump(empty_url, postgresql_server) == before
+
+
+async def test_beside_another_s_table_all_is_503_and_told_once(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await execute(empty_url, _FOREIGN)
     monkeypatch.setattr(tables, "REFUSED_RETRY_INTERVAL", 0.01)
     monkeypatch.setenv("DATABASE_URL", empty_url)
     transport = httpx.ASGITransport(app)
@@ -188,9 +154,9 @@ async def test_another_s_table_is_left_alone_and_named(
             assert (await Caller(client, "alice").get()).status_code == 503
             assert (await client.get("/health/ready")).status_code == 503
         assert (await Caller(client, "alice").delete("/1")).status_code == 503
-    assert await dump(empty_url, postgresql_server) == before
+    assert await stored(empty_url, "SELECT payload FROM task") == ["kept"]
     [line] = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert said in line.getMessage()
+    assert "column title is missing" in line.getMessage()
     assert line.exc_info is None
 
 
@@ -254,7 +220,7 @@ async def first_schema(postgresql_url: str) -> AsyncIterator[str]:
 
 class TestSearchPath:
     async def test_older_table_of_another_schema_is_used_there(self, first_schema: str) -> None:
-        await execute(first_schema, f"SET search_path = public; {_FITTING} {_HELD}")
+        await execute(first_schema, f"SET search_path = public; {_FITTING}")
         for _ in range(2):
             async with opened(first_schema) as database:
                 assert len(await LIST.rows(Session(database), owner="alice")) == 1
@@ -272,19 +238,28 @@ class TestSearchPath:
         assert "the table postgres.task is not of this service's design" in caplog.text
 
 
+_MAY_MAKE_TABLES = "GRANT ALL ON SCHEMA public TO guest;"
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        (f"{_FITTING} GRANT ALL ON task TO guest", "must be owner of table task"),
-        ("ALTER ROLE guest SET default_transaction_read_only = on", "the database is read-only"),
+        ("", "may use no schema"),
+        ("GRANT USAGE ON SCHEMA public TO guest", "lacks a privilege"),
+        (
+            f"{_MAY_MAKE_TABLES} {_FITTING} GRANT ALL ON task TO guest",
+            "must be owner of table task",
+        ),
+        (
+            f"{_MAY_MAKE_TABLES} ALTER ROLE guest SET default_transaction_read_only = on",
+            "the database is read-only",
+        ),
     ],
-    ids=["another owner", "read-only"],
 )
 async def test_role_that_may_not_is_told_once(
     postgresql_url: str, caplog: pytest.LogCaptureFixture, script: str, said: str
 ) -> None:
-    made = "CREATE ROLE guest LOGIN; GRANT ALL ON SCHEMA public TO guest;"
-    await execute(postgresql_url, made + script)
+    await execute(postgresql_url, f"CREATE ROLE guest LOGIN; {script}")
     async with opened(postgresql_url.replace("postgres@", "guest@")) as database:
         assert not await database.is_ready()
     [line] = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -295,10 +270,9 @@ async def test_role_that_may_not_is_told_once(
 async def test_encoding_that_is_not_unicode_is_warned_of(
     postgresql_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = "CREATE DATABASE {0} TEMPLATE template0 ENCODING '{0}' LOCALE 'C'"
-    for encoding in ("latin1", "sql_ascii"):
-        await execute(postgresql_url, made.format(encoding))
-        async with opened(f"{postgresql_url.rpartition('/')[0]}/{encoding}") as database:
-            assert await database.is_ready()
-        assert f"encoding is {encoding.upper()}" in caplog.text
-        await execute(postgresql_url, f"DROP DATABASE {encoding} WITH (FORCE)")
+    encoding = "TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'"
+    await execute(postgresql_url, f"CREATE DATABASE ascii {encoding}")
+    async with opened(f"{postgresql_url.rpartition('/')[0]}/ascii") as database:
+        assert await database.is_ready()
+    assert "encoding is SQL_ASCII" in caplog.text
+    await execute(postgresql_url, "DROP DATABASE ascii WITH (FORCE)")

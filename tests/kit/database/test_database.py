@@ -55,7 +55,7 @@ async def replica_url(postgresql_url: str) -> AsyncIterator[str]:
             await CREATE.rows(Session(database), **new("of the replica"))
         yield url
     finally:
-        await execute(postgresql_url, "DROP DATABASE replica WITH (FORCE)")
+        await execute(postgresql_url, "DROP DATABASE IF EXISTS replica WITH (FORCE)")
 
 
 @asynccontextmanager
@@ -87,6 +87,13 @@ class TestReady:
             assert await database.is_ready()
             database.mark_down("a test says so")
             assert not database.seen_working
+
+
+FAULTS = [
+    "DROP TABLE task",
+    "ALTER TABLE task DROP description",
+    "DROP DATABASE replica WITH (FORCE)",
+]
 
 
 class TestReplica:
@@ -123,30 +130,16 @@ class TestReplica:
                         answer = await client.request(method, path)
                         assert answer.json() == ["of the primary"]
 
-    @pytest.mark.parametrize(
-        "fault",
-        [
-            "DROP TABLE task",
-            "ALTER TABLE task DROP COLUMN description",
-            "ALTER DATABASE replica RENAME TO away",
-        ],
-    )
+    @pytest.mark.parametrize("fault", FAULTS)
     async def test_that_fails_at_once_is_stood_in_for(
         self, postgresql_url: str, replica_url: str, fault: str
     ) -> None:
         async with replicated(postgresql_url, replica_url) as database:
             await database.replica.engine.dispose()
-            if "DATABASE" in fault:
-                await execute(postgresql_url, fault)
-            else:
-                await execute(replica_url, fault)
-            try:
-                assert await read(database) == "of the primary"
-                assert database.seen_working
-                assert in_use(database) == in_use(database.replica) == 0
-            finally:
-                if "DATABASE" in fault:
-                    await execute(postgresql_url, "ALTER DATABASE away RENAME TO replica")
+            await execute(postgresql_url if "DATABASE" in fault else replica_url, fault)
+            assert await read(database) == "of the primary"
+            assert database.seen_working
+            assert in_use(database) == in_use(database.replica) == 0
 
     async def test_is_not_blamed_for_its_primary(
         self, postgresql_url: str, replica_url: str
@@ -195,20 +188,19 @@ class TestReplica:
             assert await read(database) == "of the replica"
 
     @pytest.mark.parametrize(
-        ("url", "read_url"),
+        ("url", "read_url", "setting"),
         [
-            ("postgresql://u:hunter2@h/d", "hunter2"),
-            ("postgresql://u:hunter2@h/d", "postgresql://u:hunter2@h:port/d"),
-            ("postgresql://u:hunter2@h/d", "postgresql://u:hunter2@h/d?sslmode=always"),
-            ("postgresql://u:hunter2@h/d", "mysql://u:hunter2@h/d"),
-            ("postgresql://u:hunter2@h/d", "sqlite:///hunter2.db"),
-            ("sqlite:///hunter2.db", "postgresql://u:hunter2@h/d"),
-            ("sqlite:///hunter2.db", "sqlite:///hunter2.db"),
+            ("mysql://u:hunter2@h/d", None, "DATABASE_URL"),
+            ("postgresql://u:hunter2@h/d", "postgresql://u:hunter2@h:port/d", "DATABASE_READ_URL"),
+            ("postgresql://u:hunter2@h/d", "sqlite:///hunter2.db", "DATABASE_READ_URL"),
+            ("sqlite:///hunter2.db", "postgresql://u:hunter2@h/d", "DATABASE_READ_URL"),
+            ("sqlite:///hunter2.db", "sqlite:///hunter2.db", "DATABASE_READ_URL"),
         ],
     )
-    async def test_of_a_bad_url_stops_the_start(self, url: str, read_url: str) -> None:
-        with pytest.raises(SettingsError) as refused:
-            async with open_database(settings_for(url, database_read_url=SecretStr(read_url))):
+    async def test_of_a_bad_url_stops_the_start(
+        self, url: str, read_url: str | None, setting: str
+    ) -> None:
+        with pytest.raises(SettingsError, match=f"^{setting} ") as refused:
+            async with open_database(settings_for(url, database_read_url=read_url)):
                 pytest.fail("it started")
-        assert str(refused.value).startswith("DATABASE_READ_URL")
         assert "hunter2" not in str(refused.value)

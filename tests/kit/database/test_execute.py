@@ -5,28 +5,19 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import asyncpg
 import pytest
 import sqlalchemy.exc
-from databases import (
-    EARLIER_TABLE,
-    all_returned,
-    execute,
-    in_use,
-    new,
-    opened,
-    settings_for,
-    stored,
-)
+from databases import EARLIER_TABLE, all_returned, execute, in_use, new, opened, stored, until
 from faults.proxy import Proxy
 from sqlalchemy import bindparam, event, func, insert, select, update
 from sqlmodel import select as select_entities
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from db import open_database
 from kit.database.database import Database
 from kit.database.execute import Statement
 from kit.database.idle import pool_of
@@ -38,12 +29,18 @@ from schemas import TaskPublic
 from tasks import queries
 from tasks.queries import CREATE, CREATE_WITHIN, GET, LIST
 
-COMPLETE = queries.COMPLETE.any_version
-DELETE = queries.DELETE.any_version
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+async def tasks_of_alice(session: AsyncSession | Database) -> list[Any]:
+    if isinstance(session, Database):
+        session = Session(session)
+    return await LIST.rows(session, owner="alice")
 
 
 async def delete(database: Database, task_id: int) -> object:
-    return await DELETE.row(Session(database), owner="alice", expired=utc_now(), task_id=task_id)
+    statement = queries.DELETE.any_version
+    return await statement.row(Session(database), owner="alice", expired=utc_now(), task_id=task_id)
 
 
 class TestStatement:
@@ -67,13 +64,10 @@ class TestStatement:
 
     async def test_row_is_the_first_or_none(self, database: Database) -> None:
         assert await LIST.row(Session(database), owner="alice") is None
-        for title in ("first", "second"):
-            await CREATE.rows(Session(database), **new(title))
-        row = await LIST.row(Session(database), owner="alice")
-        assert row is not None
-        assert row["title"] == "second"
+        rows = [await CREATE.row(Session(database), **new(title)) for title in ("older", "newer")]
+        assert await LIST.row(Session(database), owner="alice") == rows[1]
 
-    async def test_alone_is_done_when_it_returns(
+    async def test_alone_is_done_when_it_returns_or_leaves_nothing(
         self, database: Database, database_url: str
     ) -> None:
         async with Session(database) as session:
@@ -81,14 +75,7 @@ class TestStatement:
             assert not session.in_transaction()
             assert in_use(database) == 0
             assert await stored(database_url) == ["alone"]
-            assert await DELETE.row(
-                session, owner="alice", expired=utc_now(), task_id=row["id"]
-            ) == {"id": row["id"]}
-            assert await stored(database_url) == []
-
-    async def test_alone_and_failed_leaves_nothing(
-        self, database: Database, database_url: str
-    ) -> None:
+        assert await delete(database, row["id"]) == {"id": row["id"]}
         with pytest.raises((sqlite3.IntegrityError, asyncpg.NotNullViolationError)):
             await CREATE.rows(Session(database), **new("", new_title=None))
         assert in_use(database) == 0
@@ -96,20 +83,20 @@ class TestStatement:
         assert await stored(database_url) == ["after"]
 
     @pytest.mark.parametrize("create", [CREATE, CREATE_WITHIN], ids=["insert", "with … insert"])
-    @pytest.mark.parametrize("kept", [True, False], ids=["commit", "rollback"])
     @pytest.mark.parametrize("foreign", [False, True], ids=["own", "foreign"])
     async def test_takes_part_in_the_transaction_of_its_session(
-        self, database: Database, database_url: str, create: Statement, kept: bool, foreign: bool
+        self, database: Database, database_url: str, create: Statement, foreign: bool
     ) -> None:
-        made = AsyncSession(database.engine) if foreign else Session(database)
-        async with made as session:
-            if not foreign:
-                await session.begin()
-            [row] = await create.rows(session, **new("in a transaction", task_limit=1))
-            assert await stored(database_url) == []
-            assert await LIST.rows(session, owner="alice") == [row]
-            await (session.commit() if kept else session.rollback())
-        assert await stored(database_url) == (["in a transaction"] if kept else [])
+        for kept in (False, True):
+            made = AsyncSession(database.engine) if foreign else Session(database)
+            async with made as session:
+                if not foreign:
+                    await session.begin()
+                [row] = await create.rows(session, **new("in a transaction", task_limit=1))
+                assert await stored(database_url) == []
+                assert await tasks_of_alice(session) == [row]
+                await (session.commit() if kept else session.rollback())
+            assert await stored(database_url) == ["in a transaction"] * kept
 
     async def test_is_undone_after_a_savepoint_or_a_query_began_the_transaction(
         self, database: Database, database_url: str
@@ -126,13 +113,10 @@ class TestStatement:
     async def test_two_in_one_transaction_stand_or_fall_together(
         self, database: Database, database_url: str
     ) -> None:
-        async def two() -> None:
+        with pytest.raises(sqlalchemy.exc.IntegrityError):  # noqa: PT012
             async with Session(database) as session, session.begin():
                 await CREATE.rows(session, **new("first"))
                 await CREATE.rows(session, **new("", new_title=None))
-
-        with pytest.raises(sqlalchemy.exc.IntegrityError):
-            await two()
         assert await stored(database_url) == []
         assert in_use(database) == 0
 
@@ -142,7 +126,7 @@ class TestStatement:
         for made in (Session(database), AsyncSession(database.engine)):
             async with made as session:
                 session.add(Task(user_id="alice", title="pending"))
-                [row] = await LIST.rows(session, owner="alice")
+                [row] = await tasks_of_alice(session)
                 assert row["title"] == "pending"
                 await session.rollback()
         assert await stored(database_url) == []
@@ -154,7 +138,8 @@ class TestStatement:
             await session.flush()
             assert task.id is not None
             values = {"new_completed": None, "now": utc_now()}
-            await COMPLETE.row(session, owner="alice", task_id=task.id, **values)
+            complete = queries.COMPLETE.any_version
+            await complete.row(session, owner="alice", task_id=task.id, **values)
             await session.refresh(task)
             assert task.completed is True
 
@@ -194,18 +179,36 @@ async def locked(postgresql_url: str, database: Database) -> AsyncIterator[int]:
     await holder.close()
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-class TestPostgreSQLFailures:
+@on_postgresql
+class TestLocked:
+    """specs/decisions.md, D36."""
+
     async def test_statement_stuck_on_a_lock_ends_in_time(
-        self, database_url: str, locked: int
+        self,
+        database_url: str,
+        locked: int,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        quick = settings_for(database_url, database_statement_timeout=0.2)
-        async with open_database(quick) as database:
-            async with asyncio.timeout(5):
-                with pytest.raises(DatabaseUnavailable, match="TimeoutError"):
-                    await delete(database, locked)
+        monkeypatch.setattr("kit.database.database.PROBE_INTERVAL", 3600.0)
+        async with opened(database_url, database_statement_timeout=0.2) as database:
+            asked = questions(database)
+            caplog.clear()
+            with pytest.raises(StatementTimeout, match="TimeoutError"):
+                await delete(database, locked)
             await all_returned(database)
-            assert len(await LIST.rows(Session(database), owner="alice")) == 1
+            # That is no outage. Whether it serves is asked at once, and once.
+            assert database.seen_working
+            assert caplog.records == []
+            assert await database.serves()
+            assert await database.serves()
+            assert len(asked) == 1
+            with pytest.raises(StatementTimeout):
+                await delete(database, locked)
+            # Any answer tells as much.
+            assert len(await tasks_of_alice(database)) == 1
+            assert await database.serves()
+            assert len(asked) == 1
 
     @pytest.mark.usefixtures("locked")
     async def test_start_beside_a_writer_needs_no_lock(
@@ -228,7 +231,7 @@ class TestPostgreSQLFailures:
         with pytest.raises(asyncio.CancelledError):
             await stuck
         await all_returned(database)
-        assert len(await LIST.rows(Session(database), owner="alice")) == 1
+        assert len(await tasks_of_alice(database)) == 1
         assert await stored(database_url, waiting) == [0]
 
     async def test_id_beyond_the_column_of_an_earlier_table_is_no_task(
@@ -251,7 +254,7 @@ REFUSALS = """
 """
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@on_postgresql
 @pytest.mark.parametrize("state", ["40001", "40P01"])
 class TestConflict:
     """The server has rolled back what a conflict ended, so that it can be run again."""
@@ -261,29 +264,19 @@ class TestConflict:
         await asyncio.gather(*(CREATE.rows(Session(database), **new("once")) for _ in range(20)))
         assert await stored(database_url) == ["once"] * 20
 
-    @pytest.mark.parametrize("alone", [True, False])
     async def test_that_lasts_is_no_outage(
-        self, database: Database, database_url: str, state: str, alone: bool
+        self, database: Database, database_url: str, state: str
     ) -> None:
         await execute(database_url, REFUSALS.format(10**9, state))
-        began = time.monotonic()
-        async with Session(database) as session:
-            if not alone:
-                await session.connection()
-            with pytest.raises(StatementTimeout):
-                await CREATE.rows(session, **new("never"))
-        assert time.monotonic() - began < 1
-        assert database.seen_working
-
-
-def nobody_works(database: Database) -> Callable[[], bool]:
-    return lambda: in_use(database) == 0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # what other threads and servers do
-            await asyncio.sleep(0.01)
+        for alone in (True, False):
+            began = time.monotonic()
+            async with Session(database) as session:
+                if not alone:
+                    await session.connection()
+                with pytest.raises(StatementTimeout):
+                    await CREATE.rows(session, **new("never"))
+            assert time.monotonic() - began < 1
+            assert database.seen_working
 
 
 class TestExactlyOnce:
@@ -299,22 +292,20 @@ class TestExactlyOnce:
         await CREATE.rows(Session(beyond), **new("next"))
         assert await stored(postgresql_url) == ["known", "unknown", "next"]
 
-    async def test_read_whose_answer_was_lost_is_done_again(
+    async def test_read_whose_answer_was_lost_is_done_again_once(
         self, beyond: Database, proxy: Proxy
     ) -> None:
         proxy.lose_answers(1)
-        [row] = await LIST.rows(Session(beyond), owner="alice")
+        [row] = await tasks_of_alice(beyond)
         assert row["title"] == "known"
-
-    async def test_read_is_done_again_once(self, beyond: Database, proxy: Proxy) -> None:
         before = proxy.connections
         proxy.lose_answers(100)
         with pytest.raises(DatabaseUnavailable):
-            await LIST.rows(Session(beyond), owner="alice")
+            await tasks_of_alice(beyond)
         assert proxy.connections == before + 1
         proxy.lose_answers(0)
         assert not beyond.seen_working
-        assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
+        assert await tasks_of_alice(beyond) == [row]
         assert beyond.seen_working
 
     @pytest.mark.parametrize(
@@ -345,29 +336,27 @@ class TestExactlyOnce:
         assert not beyond.seen_working
 
 
-class TestMuteConnection:
-    async def test_is_closed_and_tells_that_the_database_does_not_serve(
+class TestMute:
+    async def test_connection_is_closed_and_tells_that_the_database_does_not_serve(
         self, beyond: Database, proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:
         proxy.stall()
         with pytest.raises(StatementTimeout):
-            await LIST.rows(Session(beyond), owner="alice")
+            await tasks_of_alice(beyond)
         assert beyond.seen_working
-        await until(nobody_works(beyond))
+        await all_returned(beyond)
         assert not pool_of(beyond.engine).idle
         assert not beyond.seen_working
         [record] = [r for r in caplog.records if r.name == "tasks.db"]
         assert "does not answer any more" in record.message
         proxy.resume()
         await until(lambda: proxy.open_connections == 0)
-        assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
+        assert len(await tasks_of_alice(beyond)) == 1
 
-
-class TestMuteServer:
-    async def test_is_an_outage_and_no_late_statement(
-        self, proxy: Proxy, postgresql_url: str
+    async def test_server_is_an_outage_and_no_late_statement(
+        self, proxy: Proxy, ready_postgresql_url: str
     ) -> None:
-        url = proxy.url(postgresql_url)
+        url = proxy.url(ready_postgresql_url)
         async with opened(url, database_connect_timeout=0.2) as database:
             proxy.stall()
             proxy.cut()
@@ -376,42 +365,6 @@ class TestMuteServer:
                 await CREATE.rows(Session(database), **new("in vain"))
             assert not isinstance(raised.value, StatementTimeout)
             assert not database.seen_working
-
-
-class TestLateStatement:
-    """specs/decisions.md, D36."""
-
-    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-    async def test_is_no_outage(
-        self,
-        database_url: str,
-        locked: int,
-        caplog: pytest.LogCaptureFixture,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr("kit.database.database.PROBE_INTERVAL", 3600.0)
-        async with opened(database_url, database_statement_timeout=0.2) as database:
-            asked = questions(database)
-            caplog.clear()
-            with pytest.raises(StatementTimeout):
-                await delete(database, locked)
-            await until(nobody_works(database))
-            assert database.seen_working
-            assert caplog.records == []
-            # Whether it serves is asked at once, and once.
-            assert await database.serves()
-            assert await database.serves()
-            assert len(asked) == 1
-
-    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-    async def test_is_forgotten_with_the_next_answer(self, database_url: str, locked: int) -> None:
-        async with opened(database_url, database_statement_timeout=0.2) as database:
-            asked = questions(database)
-            with pytest.raises(StatementTimeout):
-                await delete(database, locked)
-            await LIST.rows(Session(database), owner="alice")
-            assert await database.serves()
-            assert asked == []
 
 
 def questions(database: Database) -> list[str]:
@@ -425,23 +378,24 @@ def questions(database: Database) -> list[str]:
     return asked
 
 
-class TestProbes:
-    async def test_ask_once_between_them(
-        self, database: Database, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        asked = questions(database)
-        database.mark_down("a test says so")
-        assert not any([await database.serves() for _ in range(20)])
-        assert asked == []
-        monkeypatch.setattr("kit.database.database.PROBE_INTERVAL", 0.5)
-        await asyncio.sleep(0.5)
-        await asyncio.gather(*(database.serves() for _ in range(20)))
-        assert len(asked) == 1
-        assert await database.serves()
-        with pytest.raises(StatementTimeout), database.watched():
-            raise TimeoutError
-        await asyncio.gather(*(database.serves() for _ in range(20)))
-        assert len(asked) == 2
+async def test_probe_asks_once_for_all(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> list[bool]:
+        return await asyncio.gather(*(database.serves() for _ in range(20)))
+
+    asked = questions(database)
+    monkeypatch.setattr("kit.database.database.PROBE_INTERVAL", 3600.0)
+    database.mark_down("a test says so")
+    assert not any(await ask())
+    assert asked == []
+    monkeypatch.setattr("kit.database.database.PROBE_INTERVAL", 0.1)
+    await asyncio.sleep(0.1)
+    await ask()
+    assert len(asked) == 1
+    assert all(await ask())
+    with pytest.raises(StatementTimeout), database.watched():
+        raise TimeoutError
+    await ask()
+    assert len(asked) == 2
 
 
 class TestDefaults:
@@ -455,14 +409,11 @@ class TestDefaults:
             .returning(TASK_TABLE.c.updated_at)
         )
         [task] = await CREATE.rows(Session(database), **new("first"))
-        versions = [
-            (await touch.rows(Session(database), task_id=task["id"], new_title="x"))[0][
-                "updated_at"
-            ]
-            for _ in range(3)
-        ]
-        assert versions == sorted(set(versions))
-        assert rfc3339_text(versions[0]) > task["updated_at"]
+        version = task["updated_at"]
+        for _ in range(3):
+            [row] = await touch.rows(Session(database), task_id=task["id"], new_title="x")
+            assert rfc3339_text(row["updated_at"]) > version
+            version = rfc3339_text(row["updated_at"])
 
     async def test_an_insert_must_name_what_has_a_default(self, database: Database) -> None:
         add = Statement(insert(TASK_TABLE).values(user_id="alice", title="x"))

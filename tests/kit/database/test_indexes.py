@@ -45,8 +45,8 @@ ALL = {index.name for index in TASK_TABLE.indexes}
 
 
 @pytest.fixture
-def database_url(postgresql_url: str) -> str:
-    return postgresql_url
+def database_url(ready_postgresql_url: str) -> str:
+    return ready_postgresql_url
 
 
 @asynccontextmanager
@@ -61,23 +61,17 @@ async def other_at(url: str, sql: str) -> AsyncIterator[Any]:
 
 
 class TestMakeIndexes:
-    @pytest.mark.parametrize("damage", [DROP, SPOIL])
-    async def test_makes_what_is_missing_or_half_made(self, database_url: str, damage: str) -> None:
+    async def test_makes_what_is_missing_or_half_made(self, database_url: str) -> None:
         async with opened(database_url) as database:
             await CREATE.row(Session(database), **new("kept"))
-            await execute(database_url, damage)
-            assert set(await stored(database_url, VALID)) < ALL
-            await make_indexes(database)
-            assert set(await stored(database_url, VALID)) == ALL
+            for damage in (DROP, SPOIL):
+                await execute(database_url, damage)
+                assert set(await stored(database_url, VALID)) < ALL
+                await make_indexes(database)
+                assert set(await stored(database_url, VALID)) == ALL
         [definition] = await stored(database_url, f"SELECT pg_get_indexdef('{UNIQUE}'::regclass)")
         assert "UNIQUE" in definition
         assert "WHERE (idempotency_key IS NOT NULL)" in definition
-
-    async def test_is_the_work_of_the_start(self, database_url: str) -> None:
-        await started(database_url)
-        await execute(database_url, DROP)
-        async with opened(database_url):
-            assert set(await stored(database_url, VALID)) == ALL
 
     async def test_keeps_no_write_waiting(self, database_url: str) -> None:
         async with opened(database_url) as database:
@@ -85,10 +79,9 @@ class TestMakeIndexes:
             async with other_at(database_url, "UPDATE task SET title = title") as slow:
                 making = asyncio.create_task(make_indexes(database))
                 waits = "SELECT count(*) FROM pg_stat_progress_create_index"
-                for _ in range(1000):
-                    if await stored(database_url, waits) == [1]:
-                        break
-                    await asyncio.sleep(0.01)
+                async with asyncio.timeout(10):
+                    while await stored(database_url, waits) == [0]:
+                        assert not making.done()
                 assert await CREATE.row(Session(database), **new("not kept waiting"))
                 assert not making.done()
                 await slow.commit()
@@ -135,26 +128,18 @@ class TestMakeIndexes:
             await CREATE.row(Session(database), **new("kept"))
             await make_indexes(database)
             assert set(await stored(database_url, VALID)) == ALL
+            key = {"idempotency_key": "key", "idempotency_mark": b"mark"}
             once = [
-                await CREATE_ONCE.row(
-                    Session(database),
-                    **new("once"),
-                    idempotency_key="key",
-                    idempotency_mark=b"mark",
-                )
-                for _ in range(2)
+                await CREATE_ONCE.row(Session(database), **new("once"), **key) for _ in range(2)
             ]
         assert once[0] == once[1]
         indexes = await stored(database_url, COUNT_PARTS)
         # The primary key's as well, in each of the two.
         assert indexes == [2 * (len(ALL) + 1)]
 
-    async def test_may_be_the_work_of_several_at_once(self, database_url: str) -> None:
-        await started(database_url)
+    async def test_is_the_work_of_the_start_of_several_at_once(self, database_url: str) -> None:
         await execute(database_url, DROP)
         await asyncio.gather(*(started(database_url) for _ in range(4)))
-        async with opened(database_url) as database:
-            await make_indexes(database)
         assert set(await stored(database_url, VALID)) == ALL
 
     async def test_of_a_database_that_is_away_says_so(self, database_url: str) -> None:

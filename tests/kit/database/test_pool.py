@@ -53,12 +53,12 @@ class TestIdleConnection:
     async def test_is_replaced(
         self, beyond: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("kit.database.idle.IDLE_BEFORE_PING", 0.1)
+        monkeypatch.setattr("kit.database.idle.IDLE_BEFORE_PING", 0.05)
         with proxy.stranded():
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.06)
             assert len(await LIST.rows(Session(beyond), owner="alice")) == 1
         with proxy.stranded():
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.06)
             async with Session(beyond) as session:
                 assert len((await session.exec(select_entities(Task))).all()) == 1
 

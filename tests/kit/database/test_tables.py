@@ -7,7 +7,7 @@ import socket
 from contextlib import AsyncExitStack
 
 import pytest
-from databases import EARLIER_TABLE, execute, in_use, new, opened, settings_for, stored
+from databases import EARLIER_TABLE, execute, in_use, new, opened, settings_for, stored, until
 
 from db import open_database
 from kit.database.session import Session
@@ -27,24 +27,20 @@ RELATIONS = {
 }
 
 
-def kind(url: str) -> str:
-    return url.partition(":")[0]
-
-
 class TestTables:
     async def test_are_the_tasks_and_a_note_of_their_version(self, empty_url: str) -> None:
-        async with opened(empty_url):
-            made = set(await stored(empty_url, RELATIONS[kind(empty_url)]))
+        kind = empty_url.partition(":")[0]
         expected = {"task", "task_schema", *(index.name for index in TASK_TABLE.indexes)}
-        if kind(empty_url) == "postgresql":
+        if kind == "postgresql":
             expected |= {"task_pkey", "task_id_seq", "task_schema_pkc"}
-        assert made == expected
+        async with opened(empty_url):
+            assert set(await stored(empty_url, RELATIONS[kind])) == expected
 
     async def test_uses_the_table_of_an_earlier_backend(self, empty_url: str) -> None:
-        await execute(empty_url, EARLIER_TABLE[kind(empty_url)])
-        await execute(empty_url, EARLIER_INDEX_AND_ROW)
+        kind = empty_url.partition(":")[0]
+        await execute(empty_url, EARLIER_TABLE[kind] + EARLIER_INDEX_AND_ROW)
         async with opened(empty_url) as database:
-            made = set(await stored(empty_url, RELATIONS[kind(empty_url)]))
+            made = set(await stored(empty_url, RELATIONS[kind]))
             [row] = await LIST.rows(Session(database), owner="alice")
             [added] = await CREATE.rows(Session(database), **new("new"))
         assert "ix_task_user_id" in made
@@ -59,12 +55,10 @@ class TestTables:
     ) -> None:
         caplog.set_level(logging.WARNING, "tasks")
         async with AsyncExitStack() as stack:
-            databases = await asyncio.gather(
-                *(stack.enter_async_context(opened(postgresql_url)) for _ in range(8))
-            )
-            await asyncio.gather(
-                *(CREATE.rows(Session(database), **new("one")) for database in databases)
-            )
+            starts = [stack.enter_async_context(opened(postgresql_url)) for _ in range(8)]
+            databases = await asyncio.gather(*starts)
+            creates = [CREATE.rows(Session(database), **new("one")) for database in databases]
+            await asyncio.gather(*creates)
         assert caplog.records == []
         assert await stored(postgresql_url) == ["one"] * 8
 
@@ -93,26 +87,14 @@ class TestTables:
         assert "ConnectionRefusedError" in error.getMessage()
         assert "hunter2" not in caplog.text
 
-    async def test_says_which_database_is_unknown(
-        self, postgresql_url: str, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        url = f"{postgresql_url.removesuffix('/postgres')}/nowhere"
-        async with opened(url):
-            pass
-        assert 'database "nowhere" does not exist' in caplog.text
-
     async def test_makes_the_table_once_the_database_is_there(
-        self, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+        self, postgresql_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr("kit.database.tables.START_RETRY_INTERVAL", 0.01)
-        url = f"{postgresql_url.removesuffix('/postgres')}/late"
-        try:
-            async with opened(url) as database:
-                await execute(postgresql_url, "CREATE DATABASE late")
-                async with asyncio.timeout(5):
-                    while not database.seen_working:
-                        await stored(postgresql_url, "SELECT 1")
-                [row] = await CREATE.rows(Session(database), **new("late"))
-            assert row["title"] == "late"
-        finally:
-            await execute(postgresql_url, "DROP DATABASE late WITH (FORCE)")
+        async with opened(f"{postgresql_url.removesuffix('/postgres')}/late") as database:
+            assert 'database "late" does not exist' in caplog.text
+            await execute(postgresql_url, "CREATE DATABASE late")
+            await until(lambda: database.seen_working)
+            [row] = await CREATE.rows(Session(database), **new("late"))
+        assert row["title"] == "late"
+        await execute(postgresql_url, "DROP DATABASE late WITH (FORCE)")

@@ -53,9 +53,17 @@ async def started(url: str) -> None:
         pass
 
 
-async def stored(url: str, sql: str = "SELECT title FROM task ORDER BY id") -> list[Any]:
+def url_of(database: Database | str) -> str:
+    if isinstance(database, str):
+        return database
+    return database.settings.database_url.get_secret_value()
+
+
+async def stored(
+    database: Database | str, sql: str = "SELECT title FROM task ORDER BY id"
+) -> list[Any]:
     """What another connection reads: the first column."""
-    if url.startswith("sqlite"):
+    if (url := url_of(database)).startswith("sqlite"):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             return [row[0] for row in connection.execute(sql)]
     connection = await asyncpg.connect(url)
@@ -65,9 +73,9 @@ async def stored(url: str, sql: str = "SELECT title FROM task ORDER BY id") -> l
         await connection.close()
 
 
-async def execute(url: str, script: str) -> None:
+async def execute(database: Database | str, script: str) -> None:
     """Run and commit a script over another connection."""
-    if url.startswith("sqlite"):
+    if (url := url_of(database)).startswith("sqlite"):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             connection.executescript(script)
         return

@@ -27,13 +27,13 @@ class Witness:
     """ASGI middleware that notes what another connection reads when the response sets off."""
 
     app: ASGIApp
-    url: str
+    database: Database
     seen: list[list[Any]] = field(default_factory=list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self.seen.append(await stored(self.url))
+                self.seen.append(await stored(self.database))
             await send(message)
 
         await self.app(scope, receive, noting)
@@ -98,7 +98,6 @@ class TestGetSession:
         self,
         app: FastAPI,
         database: Database,
-        database_url: str,
         add: Write,
         titles: list[str],
         scope: Any,
@@ -109,7 +108,7 @@ class TestGetSession:
         ) -> None:
             await add(session)
 
-        witness = Witness(app, database_url)
+        witness = Witness(app, database)
         response = await post(witness)
         assert response.status_code == 201
         assert witness.seen == [titles]
@@ -128,7 +127,6 @@ class TestGetSession:
         self,
         app: FastAPI,
         database: Database,
-        database_url: str,
         add: Write,
         error: Exception,
         status: int,
@@ -138,10 +136,10 @@ class TestGetSession:
             await add(session)
             raise error
 
-        witness = Witness(app, database_url)
+        witness = Witness(app, database)
         assert (await post(witness)).status_code == status
         assert witness.seen == [[]]
-        assert await stored(database_url) == []
+        assert await stored(database) == []
         assert in_use(database) == 0
 
     async def test_objects_stay_readable_after_a_commit_of_the_endpoints_own(
@@ -161,10 +159,10 @@ class TestGetSession:
     @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
     @every_write
     async def test_commit_that_fails_is_no_success(
-        self, app: FastAPI, database: Database, database_url: str, add: Write, titles: list[str]
+        self, app: FastAPI, database: Database, add: Write, titles: list[str]
     ) -> None:
         await execute(
-            database_url,
+            database,
             """
             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
                 AS $$ BEGIN RAISE EXCEPTION 'refused at commit'; END $$;
@@ -180,15 +178,15 @@ class TestGetSession:
         response = await post(app)
         assert response.status_code == 500
         assert "refused at commit" not in response.text
-        assert await stored(database_url) == []
+        assert await stored(database) == []
         assert in_use(database) == 0
 
-        await execute(database_url, "DROP TRIGGER refuse ON task")
+        await execute(database, "DROP TRIGGER refuse ON task")
         assert (await post(app)).status_code == 201
-        assert await stored(database_url) == titles
+        assert await stored(database) == titles
 
     async def test_asks_nothing_of_tables_that_are_not_up_to_date(
-        self, app: FastAPI, database: Database, database_url: str
+        self, app: FastAPI, database: Database
     ) -> None:
         @app.post("/")
         async def endpoint(session: SessionDep) -> None:
@@ -196,7 +194,7 @@ class TestGetSession:
 
         database.tables_ready = False
         assert (await post(app)).status_code == 503
-        assert await stored(database_url) == []
+        assert await stored(database) == []
         database.tables_ready = True
         database.mark_down("a test says so")
         assert (await post(app)).status_code == 200
@@ -225,7 +223,7 @@ class TestGetSession:
         ("mistake", "status"), [("no row", 500), ("duplicate key", 500), ("no table", 503)]
     )
     async def test_mistake_is_a_500_and_a_missing_table_a_503(
-        self, app: FastAPI, database: Database, database_url: str, mistake: str, status: int
+        self, app: FastAPI, database: Database, mistake: str, status: int
     ) -> None:
         @app.post("/")
         async def endpoint(session: SessionDep) -> None:
@@ -235,6 +233,6 @@ class TestGetSession:
                 (await session.exec(select_entities(Task))).one()
 
         if mistake == "no table":
-            await execute(database_url, "DROP TABLE task")
+            await execute(database, "DROP TABLE task")
         assert (await post(app)).status_code == status
         assert in_use(database) == 0

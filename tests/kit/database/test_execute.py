@@ -11,7 +11,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-import sqlalchemy.exc
 from databases import EARLIER_TABLE, all_returned, execute, in_use, new, opened, stored, until
 from faults.proxy import Proxy
 from sqlalchemy import bindparam, event, func, insert, select, update
@@ -47,6 +46,7 @@ class TestStatement:
     async def test_rows_have_one_form_on_both_databases(self, database: Database) -> None:
         now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
         values = new("Écrire ✍️", new_description=None, new_completed=True, now=now)
+        assert await LIST.row(Session(database), owner="alice") is None
         [row] = await CREATE.rows(Session(database), **values)
         assert row == {
             "id": 1,
@@ -61,45 +61,44 @@ class TestStatement:
         assert type(row["completed"]) is bool  # Which SQLite has not.
         assert await LIST.rows(Session(database), owner="alice") == [row]
         assert await GET.row(Session(database), owner="alice", task_id=1) == row
-
-    async def test_row_is_the_first_or_none(self, database: Database) -> None:
-        assert await LIST.row(Session(database), owner="alice") is None
-        rows = [await CREATE.row(Session(database), **new(title)) for title in ("older", "newer")]
-        assert await LIST.row(Session(database), owner="alice") == rows[1]
+        newer = await CREATE.row(Session(database), **new("newer"))
+        assert await LIST.row(Session(database), owner="alice") == newer
 
     async def test_alone_is_done_when_it_returns_or_leaves_nothing(
-        self, database: Database, database_url: str
+        self, database: Database
     ) -> None:
         async with Session(database) as session:
             [row] = await CREATE.rows(session, **new("alone"))
             assert not session.in_transaction()
             assert in_use(database) == 0
-            assert await stored(database_url) == ["alone"]
+            assert await stored(database) == ["alone"]
         assert await delete(database, row["id"]) == {"id": row["id"]}
         with pytest.raises((sqlite3.IntegrityError, asyncpg.NotNullViolationError)):
             await CREATE.rows(Session(database), **new("", new_title=None))
         assert in_use(database) == 0
         await CREATE.rows(Session(database), **new("after"))
-        assert await stored(database_url) == ["after"]
+        assert await stored(database) == ["after"]
 
     @pytest.mark.parametrize("create", [CREATE, CREATE_WITHIN], ids=["insert", "with … insert"])
     @pytest.mark.parametrize("foreign", [False, True], ids=["own", "foreign"])
     async def test_takes_part_in_the_transaction_of_its_session(
-        self, database: Database, database_url: str, create: Statement, foreign: bool
+        self, database: Database, create: Statement, foreign: bool
     ) -> None:
         for kept in (False, True):
             made = AsyncSession(database.engine) if foreign else Session(database)
             async with made as session:
                 if not foreign:
                     await session.begin()
-                [row] = await create.rows(session, **new("in a transaction", task_limit=1))
-                assert await stored(database_url) == []
-                assert await tasks_of_alice(session) == [row]
+                [row] = await create.rows(session, **new("by statement", task_limit=1))
+                session.add(Task(user_id="alice", title="pending"))
+                assert await stored(database) == []
+                pending, found = await tasks_of_alice(session)
+                assert (pending["title"], found) == ("pending", row)
                 await (session.commit() if kept else session.rollback())
-            assert await stored(database_url) == ["in a transaction"] * kept
+            assert await stored(database) == ["by statement", "pending"] * kept
 
     async def test_is_undone_after_a_savepoint_or_a_query_began_the_transaction(
-        self, database: Database, database_url: str
+        self, database: Database
     ) -> None:
         async with Session(database) as session:
             async with session.begin_nested():
@@ -108,44 +107,9 @@ class TestStatement:
             await session.exec(select_entities(Task))
             await CREATE.rows(session, **new("after a query"))
             await session.rollback()
-        assert await stored(database_url) == []
+        assert await stored(database) == []
 
-    async def test_two_in_one_transaction_stand_or_fall_together(
-        self, database: Database, database_url: str
-    ) -> None:
-        with pytest.raises(sqlalchemy.exc.IntegrityError):  # noqa: PT012
-            async with Session(database) as session, session.begin():
-                await CREATE.rows(session, **new("first"))
-                await CREATE.rows(session, **new("", new_title=None))
-        assert await stored(database_url) == []
-        assert in_use(database) == 0
-
-    async def test_reads_what_a_session_has_pending(
-        self, database: Database, database_url: str
-    ) -> None:
-        for made in (Session(database), AsyncSession(database.engine)):
-            async with made as session:
-                session.add(Task(user_id="alice", title="pending"))
-                [row] = await tasks_of_alice(session)
-                assert row["title"] == "pending"
-                await session.rollback()
-        assert await stored(database_url) == []
-
-    async def test_object_of_the_same_session_sees_what_it_wrote(self, database: Database) -> None:
-        async with Session(database) as session:
-            task = Task(user_id="alice", title="object")
-            session.add(task)
-            await session.flush()
-            assert task.id is not None
-            values = {"new_completed": None, "now": utc_now()}
-            complete = queries.COMPLETE.any_version
-            await complete.row(session, owner="alice", task_id=task.id, **values)
-            await session.refresh(task)
-            assert task.completed is True
-
-    async def test_uses_the_connection_of_a_foreign_session(
-        self, database: Database, database_url: str
-    ) -> None:
+    async def test_uses_the_connection_of_a_foreign_session(self, database: Database) -> None:
         async with database.engine.connect() as connection, connection.begin() as outer:
             async with AsyncSession(connection) as session:
                 await CREATE.rows(session, **new("on a connection"))
@@ -153,17 +117,7 @@ class TestStatement:
             count = await connection.scalar(select(func.count()).select_from(TASK_TABLE))
             assert count == 1
             await outer.rollback()
-        assert await stored(database_url) == []
-
-    async def test_many_at_once_are_all_done(self, database: Database, database_url: str) -> None:
-        async def add(title: str) -> None:
-            async with database.gate:
-                await CREATE.rows(Session(database), **new(title))
-
-        titles = [f"task {number}" for number in range(30)]
-        await asyncio.gather(*(add(title) for title in titles))
-        assert sorted(await stored(database_url)) == sorted(titles)
-        assert in_use(database) == 0
+        assert await stored(database) == []
 
 
 @pytest.fixture
@@ -220,19 +174,19 @@ class TestLocked:
         assert [record.message for record in caplog.records if record.levelno > logging.INFO] == []
 
     async def test_cancelled_statement_gives_its_connection_back(
-        self, database: Database, database_url: str, locked: int
+        self, database: Database, locked: int
     ) -> None:
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         stuck = asyncio.create_task(delete(database, locked))
         async with asyncio.timeout(1):
-            while await stored(database_url, waiting) == [0]:
+            while await stored(database, waiting) == [0]:
                 assert not stuck.done()
         stuck.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stuck
         await all_returned(database)
         assert len(await tasks_of_alice(database)) == 1
-        assert await stored(database_url, waiting) == [0]
+        assert await stored(database, waiting) == [0]
 
     async def test_id_beyond_the_column_of_an_earlier_table_is_no_task(
         self, database_url: str
@@ -259,15 +213,13 @@ REFUSALS = """
 class TestConflict:
     """The server has rolled back what a conflict ended, so that it can be run again."""
 
-    async def test_is_repeated(self, database: Database, database_url: str, state: str) -> None:
-        await execute(database_url, REFUSALS.format(3, state))
+    async def test_is_repeated(self, database: Database, state: str) -> None:
+        await execute(database, REFUSALS.format(3, state))
         await asyncio.gather(*(CREATE.rows(Session(database), **new("once")) for _ in range(20)))
-        assert await stored(database_url) == ["once"] * 20
+        assert await stored(database) == ["once"] * 20
 
-    async def test_that_lasts_is_no_outage(
-        self, database: Database, database_url: str, state: str
-    ) -> None:
-        await execute(database_url, REFUSALS.format(10**9, state))
+    async def test_that_lasts_is_no_outage(self, database: Database, state: str) -> None:
+        await execute(database, REFUSALS.format(10**9, state))
         for alone in (True, False):
             began = time.monotonic()
             async with Session(database) as session:

@@ -25,12 +25,12 @@ KILL = """
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 class TestKilledConnection:
-    async def test_is_replaced_for_statements(self, database: Database, database_url: str) -> None:
+    async def test_is_replaced_for_statements(self, database: Database) -> None:
         async with AsyncExitStack() as held:
             for _ in range(4):
                 connection = await held.enter_async_context(database.engine.connect())
                 await connection.execute(text("SELECT 1"))
-        assert await stored(database_url, KILL) == [True] * 4
+        assert await stored(database, KILL) == [True] * 4
         results = await asyncio.gather(
             *(CREATE.rows(Session(database), **new("after")) for _ in range(4)),
             *(LIST.rows(Session(database), owner="alice") for _ in range(4)),
@@ -39,12 +39,12 @@ class TestKilledConnection:
         async with Session(database) as session:
             assert len((await session.exec(select_entities(Task))).all()) == 4
 
-    async def test_is_replaced_in_a_session(self, database: Database, database_url: str) -> None:
-        assert await stored(database_url, KILL) == [True]
+    async def test_is_replaced_in_a_session(self, database: Database) -> None:
+        assert await stored(database, KILL) == [True]
         async with Session(database) as session:
             session.add(Task(user_id="alice", title="after"))
             await session.commit()
-        assert await stored(database_url) == ["after"]
+        assert await stored(database) == ["after"]
 
 
 class TestIdleConnection:
@@ -98,12 +98,10 @@ async def test_pool_without_a_free_connection_is_unavailable(database_url: str) 
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_statement_is_prepared_anew_when_the_table_has_changed(
-    database: Database, database_url: str
-) -> None:
+async def test_statement_is_prepared_anew_when_the_table_has_changed(database: Database) -> None:
     await CREATE.rows(Session(database), **new("kept"))
     assert len(await LIST.rows(Session(database), owner="alice")) == 1
-    await execute(database_url, "ALTER TABLE task ALTER COLUMN title TYPE text")
+    await execute(database, "ALTER TABLE task ALTER COLUMN title TYPE text")
     [row] = await LIST.rows(Session(database), owner="alice")
     assert row["title"] == "kept"
 
@@ -115,7 +113,7 @@ class TestPoolerThatLosesNames:
         self, beyond: Database, caplog: pytest.LogCaptureFixture
     ) -> None:
         """What one server connection knows and another does not, without a pooler."""
-        await stored(beyond.settings.database_url.get_secret_value(), "SELECT 1")
+        await stored(beyond, "SELECT 1")
         [connection] = pool_of(beyond.engine).idle
         await connection.driver.execute("DEALLOCATE ALL")
         await CREATE.rows(Session(beyond), **new("without a name"))

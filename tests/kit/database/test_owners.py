@@ -15,6 +15,8 @@ import asyncpg
 import httpx
 import pytest
 from databases import execute, opened, stored
+from sqlalchemy import event
+from sqlalchemy.util import await_only
 from support import Caller, assert_error
 
 from kit.database import tables
@@ -256,6 +258,20 @@ class TestMigrationLater:
                 await scene.migrate()
                 await scene.look_in_vain(users("alice"))
             await until(scene.is_linked, asking=users("alice"))
+
+    async def test_that_another_process_has_seen_just_before_is_no_error(
+        self, scene: Scene
+    ) -> None:
+        async with opened(scene.url) as database, opened(scene.url) as other:
+
+            def be_late(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
+                if "pg_try_advisory_xact_lock" in sql:
+                    assert await_only(link_owners(other))
+
+            await scene.migrate()
+            event.listen(database.engine.sync_engine, "before_cursor_execute", be_late)
+            assert await link_owners(database)
+        assert await scene.is_linked()
 
 
 class TestOrphans:

@@ -445,7 +445,7 @@ class TestGate:
 
     async def test_is_not_held_for_long_to_count_orphans(self, scene: Scene) -> None:
         scene.patch.setattr(tables, "_COUNT_ORPHANS", "SELECT 1 FROM pg_sleep(60)")
-        async with scene.linked() as users:
+        async with scene.linked() as users, asyncio.timeout(5):
             assert (await users("alice").get()).status_code == 200
 
 

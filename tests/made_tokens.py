@@ -5,12 +5,16 @@ import base64
 import hmac
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
 import httpx
 from support import SECRET, assert_error
+
+from kit.errors import ServiceError
+from kit.tokens import TokenVerifier
 
 GOOD: Final = "good"
 MISSING: Final = "Missing authorization token"
@@ -21,6 +25,7 @@ CHALLENGES = {
     INVALID: 'Bearer error="invalid_token", error_description="Invalid token"',
     EXPIRED: 'Bearer error="invalid_token", error_description="Token has expired"',
 }
+UNAVAILABLE: Final = "Service temporarily unavailable"
 ABSENT: Final = object()
 
 
@@ -34,21 +39,24 @@ class FromNow:
     seconds: int
 
 
+def present(members: Mapping[str, object]) -> dict[str, object]:
+    """Without those that are ABSENT, and with times in place of those FromNow."""
+    now = int(time.time())
+    return {
+        name: now + value.seconds if isinstance(value, FromNow) else value
+        for name, value in members.items()
+        if value is not ABSENT
+    }
+
+
 def header(**members: object) -> dict[str, object]:
     """The header of a good token, with these members in it, or out of it where ABSENT."""
-    merged = {"alg": "HS256", "typ": "JWT", **members}
-    return {name: value for name, value in merged.items() if value is not ABSENT}
+    return present({"alg": "HS256", "typ": "JWT", **members})
 
 
 def claims(**members: object) -> dict[str, object]:
     """The claims of a good token of Alice's, with these in it, or out of it where ABSENT."""
-    merged = {"sub": "alice", "iat": FromNow(0), "exp": FromNow(900), **members}
-    now = int(time.time())
-    return {
-        name: now + value.seconds if isinstance(value, FromNow) else value
-        for name, value in merged.items()
-        if value is not ABSENT
-    }
+    return present({"sub": "alice", "iat": FromNow(0), "exp": FromNow(900), **members})
 
 
 def part(content: object) -> str:
@@ -101,3 +109,12 @@ def assert_verdict(response: httpx.Response, verdict: str) -> None:
     else:
         assert_error(response, 401, verdict)
         assert response.headers.get_list("www-authenticate") == [CHALLENGES[verdict]]
+
+
+async def verdict(verifier: TokenVerifier, token: str) -> str:
+    """GOOD, EXPIRED, UNAVAILABLE, or for the log why the token is invalid."""
+    try:
+        await verifier.claims(token)
+    except ServiceError as error:
+        return f"{error}" if error.detail == INVALID else error.detail
+    return GOOD

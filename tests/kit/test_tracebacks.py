@@ -95,9 +95,9 @@ RESET = {
 }
 
 
-@pytest.mark.parametrize("form", ["json", "text"])
-async def test_service_logs_and_exports_none(tmp_path: Path, database_url: str, form: str) -> None:
+async def test_service_logs_and_exports_none(tmp_path: Path, database_url: str) -> None:
     kind = database_url.partition(":")[0]
+    form = "text" if kind == "sqlite" else "json"
     with collecting() as collector:
         telemetry = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, **SOON}
         with serving(tmp_path, DATABASE_URL=database_url, LOG_FORMAT=form, **telemetry) as service:
@@ -116,11 +116,8 @@ async def test_service_logs_and_exports_none(tmp_path: Path, database_url: str, 
                     ]
                     await execute(database_url, RESET[kind])
             failures = [answer for answer in answers if answer.status_code >= 500]
-            assert len(failures) >= len(BREAKAGES[kind]), str(
-                [answer.status_code for answer in answers]
-            )
-            for answer in failures:
-                assert MARKER not in answer.text
+            assert len(failures) >= len(BREAKAGES[kind]), answers
+            assert not [answer for answer in failures if MARKER in answer.text]
             ids = [answer.headers["X-Request-ID"] for answer in failures]
             until(lambda: all(each in service.log() for each in ids))
             bugs = sum(answer.status_code == 500 for answer in failures)

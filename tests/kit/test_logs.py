@@ -9,7 +9,8 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from contextvars import Context
 from pathlib import Path
 from threading import Thread
 from typing import Any, TextIO
@@ -38,29 +39,19 @@ def database_url(ready_sqlite_url: str) -> str:
 
 
 @contextmanager
-def handlers_of(name: str | None, *handlers: logging.Handler, propagate: bool = False) -> Any:
+def configured(
+    name: str | None, *handlers: logging.Handler, propagate: bool = False, level: int = logging.INFO
+) -> Iterator[logging.Logger]:
     """The logger with these handlers in place of its own, and as it was afterwards."""
     logger = logging.getLogger(name)
     before = logger.handlers, logger.propagate, logger.level
-    logger.handlers = list(handlers)
-    logger.propagate = propagate
-    logger.setLevel(logging.INFO)
+    logger.handlers, logger.propagate = list(handlers), propagate
+    logger.setLevel(level)
     try:
         yield logger
     finally:
         logger.handlers, logger.propagate, level = before
         logger.setLevel(level)
-
-
-@contextmanager
-def level_of(name: str, level: int) -> Iterator[logging.Logger]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(level)
-    try:
-        yield logger
-    finally:
-        logger.setLevel(before)
 
 
 @pytest.fixture
@@ -72,13 +63,7 @@ def request_id() -> Iterator[str]:
 
 
 class TestRecords:
-    def test_have_a_dash_outside_of_requests(self, caplog: pytest.LogCaptureFixture) -> None:
-        with service_logs(get_settings()):
-            logging.getLogger("of a library").warning("hello")
-        [record] = caplog.records
-        assert vars(record)["request_id"] == "-"
-
-    def test_are_still_made_by_the_operators_factory(
+    def test_have_the_id_of_their_request_and_what_the_operators_factory_gives(
         self, request_id: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         plain = logging.getLogRecordFactory()
@@ -92,12 +77,12 @@ class TestRecords:
         try:
             with service_logs(get_settings()):
                 logging.getLogger("of a library").warning("hello")
+                Context().run(logging.getLogger("of a library").warning, "outside of requests")
             assert logging.getLogRecordFactory() is with_host
         finally:
             logging.setLogRecordFactory(plain)
-        [record] = caplog.records
-        assert vars(record)["host"] == "example"
-        assert vars(record)["request_id"] == request_id
+        seen = [(vars(record)["host"], vars(record)["request_id"]) for record in caplog.records]
+        assert seen == [("example", request_id), ("example", "-")]
 
     async def test_of_requests_at_once_are_not_mixed_up(
         self, alice: Caller, caplog: pytest.LogCaptureFixture
@@ -115,20 +100,24 @@ class Terminal(io.StringIO):
 
 
 class TestForm:
-    def said(self, stream: io.StringIO, *arguments: object, **options: object) -> str:
+    def said(self, stream: io.StringIO, *arguments: Any, **options: Any) -> str:
         """What a logger writes there."""
         handler = logging.StreamHandler(stream)
         handler.setFormatter(LineFormatter(stream))
-        with handlers_of("library", handler) as logger:
+        with configured("library", handler) as logger:
             logger.log(*arguments, **options)
         return stream.getvalue()
 
-    def test_lines_are_text_on_a_terminal(self, request_id: str) -> None:
-        said = self.said(Terminal(), logging.INFO, "hello %s", "you")
-        assert said == f"\x1b[32mINFO:\x1b[0m     [{request_id}] hello you\n"
-
-    def test_lines_are_json_elsewhere(self, request_id: str) -> None:
-        line = json.loads(self.said(io.StringIO(), logging.WARNING, "hello %s", "you"))
+    @pytest.mark.parametrize(("form", "stream"), [("", io.StringIO), ("json", Terminal)])
+    def test_lines_are_json_elsewhere(
+        self,
+        request_id: str,
+        form: str,
+        stream: type[io.StringIO],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("LOG_FORMAT", form)
+        line = json.loads(self.said(stream(), logging.WARNING, "hello %s", "you"))
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
         assert line == {
             "level": "warning",
@@ -137,14 +126,25 @@ class TestForm:
             "request_id": request_id,
         }
 
-    def test_lines_are_what_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for stream in (Terminal, io.StringIO):
-            monkeypatch.setenv("LOG_FORMAT", "json")
-            assert json.loads(self.said(stream(), logging.INFO, "hello"))["message"] == "hello"
-            monkeypatch.setenv("LOG_FORMAT", "text")
-            assert "[-] hello" in self.said(stream(), logging.INFO, "hello")
-        # No colours in a file.
-        assert self.said(io.StringIO(), logging.ERROR, "hello") == "ERROR:    [-] hello\n"
+    @pytest.mark.parametrize(
+        ("form", "stream", "said"),
+        [
+            ("", Terminal, "\x1b[32mINFO:\x1b[0m     [{}] hello you\n"),
+            ("text", Terminal, "\x1b[32mINFO:\x1b[0m     [{}] hello you\n"),
+            # No colours in a file.
+            ("text", io.StringIO, "INFO:     [{}] hello you\n"),
+        ],
+    )
+    def test_lines_are_text_on_a_terminal_or_what_is_asked_for(
+        self,
+        request_id: str,
+        form: str,
+        stream: type[io.StringIO],
+        said: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("LOG_FORMAT", form)
+        assert self.said(stream(), logging.INFO, "hello %s", "you") == said.format(request_id)
 
     @pytest.mark.parametrize("form", ["text", "json"])
     def test_one_line_stays_one_whatever_is_in_it(
@@ -184,12 +184,12 @@ class TestForm:
         assert line["message"] == "LOG_FORMAT is not usable"
 
 
-class TestLevel:
-    @pytest.mark.parametrize(
-        ("level", "shown"),
-        [("debug", 4), ("info", 3), ("warning", 2), ("error", 1), (" Warning ", 2)],
-    )
-    def test_is_the_least_that_is_shown(
+LEVELS = [("debug", 4), ("info", 3), ("warning", 2), ("error", 1), (" Warning ", 2)]
+
+
+class TestService:
+    @pytest.mark.parametrize(("level", "shown"), LEVELS)
+    def test_level_is_the_least_that_is_shown(
         self,
         level: str,
         shown: int,
@@ -197,27 +197,30 @@ class TestLevel:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         monkeypatch.setenv("LOG_LEVEL", level)
-        with level_of("tasks", logging.NOTSET), service_logs(get_settings()):
+        unset = configured("tasks", propagate=True, level=logging.NOTSET)
+        with unset, service_logs(get_settings()):
             for name in ("debug", "info", "warning", "error"):
                 getattr(logging.getLogger("tasks.db"), name)("hello")
         assert len(caplog.records) == shown
 
-
-class TestService:
-    @pytest.fixture(autouse=True)
-    def unhandled(self) -> Iterator[None]:
-        """The service's logger as it is where nobody has configured logging."""
-        with handlers_of("tasks", propagate=True):
-            yield
-
+    @pytest.mark.parametrize("failing", [False, True], ids=["at the end", "after an error"])
     def test_lines_are_shown_once_where_nothing_else_handles_them(
-        self, request_id: str, capfd: pytest.CaptureFixture[str]
+        self, request_id: str, capfd: pytest.CaptureFixture[str], failing: bool
     ) -> None:
-        with handlers_of(None) as root, level_of("tasks", logging.NOTSET):
-            root.setLevel(logging.WARNING)  # As it is where nobody has configured logging.
-            with service_logs(get_settings()), service_logs(get_settings()):
-                assert len(logging.getLogger("tasks").handlers) == 1
+        factory = logging.getLogRecordFactory()
+        # As it is where nobody has configured logging.
+        with (
+            configured(None, level=logging.WARNING),
+            configured("tasks", propagate=True, level=logging.NOTSET) as service,
+        ):
+            with suppress(LookupError), service_logs(get_settings()), service_logs(get_settings()):
+                assert len(service.handlers) == 1
                 logging.getLogger("tasks.db").info("hello")
+                if failing:
+                    raise LookupError
+            # Everything is as before.
+            assert logging.getLogRecordFactory() is factory
+            assert (service.handlers, service.level) == ([], logging.NOTSET)
         line = json.loads(capfd.readouterr().err)
         assert (line["message"], line["request_id"]) == ("hello", request_id)
 
@@ -226,7 +229,11 @@ class TestService:
         self, capfd: pytest.CaptureFixture[str], name: str | None
     ) -> None:
         own = logging.StreamHandler(stream := io.StringIO())
-        with handlers_of(None), handlers_of(name, own, propagate=True):
+        with (
+            configured(None),
+            configured("tasks", propagate=True),
+            configured(name, own, propagate=True),
+        ):
             before = list(logging.getLogger("tasks").handlers)
             with service_logs(get_settings()):
                 assert logging.getLogger("tasks").handlers == before
@@ -236,25 +243,8 @@ class TestService:
 
     @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING, logging.CRITICAL])
     def test_operators_level_is_left_alone(self, level: int) -> None:
-        with level_of("tasks", level) as service, service_logs(get_settings()):
+        with configured("tasks", level=level) as service, service_logs(get_settings()):
             assert service.level == level
-
-
-class TestAfterwards:
-    @pytest.mark.parametrize("failing", [False, True], ids=["at the end", "after an error"])
-    def test_everything_is_as_before(self, failing: bool) -> None:
-        factory = logging.getLogRecordFactory()
-        with ExitStack() as stack:
-            stack.enter_context(handlers_of(None))
-            stack.enter_context(handlers_of("tasks", propagate=True))
-            service = stack.enter_context(level_of("tasks", logging.NOTSET))
-            with suppress(LookupError), service_logs(get_settings()):
-                assert service.handlers
-                if failing:
-                    raise LookupError
-            assert logging.getLogRecordFactory() is factory
-            assert service.handlers == []
-            assert service.level == logging.NOTSET
 
 
 class TestLineWriter:
@@ -331,7 +321,7 @@ class TestLineWriter:
 
     def test_end_waits_for_no_reader(self, pipe: tuple[int, TextIO]) -> None:
         handler = LineHandler(pipe[1])
-        with handlers_of("library", handler) as logger:
+        with configured("library", handler) as logger:
             for _ in range(100):
                 logger.info("x" * 1000)
             began = time.monotonic()

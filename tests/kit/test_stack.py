@@ -42,10 +42,14 @@ def app() -> TaskAPI:
     return app
 
 
+def client(app: ASGIApp, root_path: str = "") -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, root_path=root_path)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
 @pytest.fixture
 async def web(app: TaskAPI) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+    async with client(app) as web:
         yield web
 
 
@@ -69,7 +73,10 @@ class TestMiddleware:
     async def test_of_a_user_is_passed_in_order(self, app: TaskAPI, web: httpx.AsyncClient) -> None:
         app.add_middleware(Note, name="inner")
         app.add_middleware(Note, name="outer")
+        app.add_middleware(GZipMiddleware, minimum_size=1)
         response = await web.get("/hello/you")
+        assert response.headers["content-encoding"] == "gzip"
+        assert response.text == "you /hello/you"
         assert response.headers.get_list("x-note") == ["inner", "outer"]
         # What every response has is outside of it.
         assert response.headers.get_list("x-content-type-options") == ["nosniff"]
@@ -86,29 +93,22 @@ class TestMiddleware:
         assert (response.status_code, response.text) == (418, "closed")
         assert response.headers["x-request-id"]
 
-    async def test_of_starlette_works(self, app: TaskAPI, web: httpx.AsyncClient) -> None:
-        app.add_middleware(GZipMiddleware, minimum_size=1)
-        response = await web.get("/hello/you")
-        assert response.headers["content-encoding"] == "gzip"
-        assert response.text.startswith("you ")
-
 
 class TestRoutes:
     async def test_know_their_request(self, web: httpx.AsyncClient) -> None:
         assert (await web.get("/hello/me?a=b")).text == "me /hello/me"
         assert (await web.get("/link")).text == "http://test/hello/you"
 
-    async def test_below_a_root_path(self, app: TaskAPI) -> None:
-        transport = httpx.ASGITransport(app, root_path="/v1")
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
-            assert (await web.get("/v1/hello/me")).text == "me /v1/hello/me"
+    async def test_below_a_root_path_and_in_a_mounted_app(self, app: TaskAPI) -> None:
+        async def tenant(request: Request) -> Response:
+            return Response(request.path_params["tenant"])
 
-    async def test_in_a_mounted_app(self, app: TaskAPI) -> None:
+        async with client(app, root_path="/v1") as web:
+            assert (await web.get("/v1/hello/me")).text == "me /v1/hello/me"
         parent = FastAPI()
         parent.mount("/of/{tenant}", app)
         app.router.routes.append(DirectRoute("/tenant", tenant, methods=["GET"]))
-        transport = httpx.ASGITransport(parent)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+        async with client(parent) as web:
             assert (await web.get("/of/acme/hello/me")).text == "me /of/acme/hello/me"
             assert (await web.get("/of/acme/tenant")).text == "acme"
 
@@ -120,8 +120,8 @@ class TestRoutes:
 
         app.get("/later")(later)
         assert (await web.get("/later")).json() == "later"
-        app.router.routes.append(DirectRoute("/direct", hello_nobody, methods=["GET"]))
-        assert (await web.get("/direct")).text == "hello"
+        app.router.routes.append(DirectRoute("/direct/{name}", hello, methods=["GET"]))
+        assert (await web.get("/direct/me")).text == "me /direct/me"
 
     async def test_that_are_fastapis_own_work(self, app: TaskAPI, web: httpx.AsyncClient) -> None:
         async def double(number: int) -> int:
@@ -134,14 +134,6 @@ class TestRoutes:
         assert (await web.get("/double/4")).json() == {"doubled": 8}
         assert (await web.get("/double/x")).status_code == 422
         assert (await web.get("/docs")).status_code == 200
-
-
-async def tenant(request: Request) -> Response:
-    return Response(request.path_params["tenant"])
-
-
-async def hello_nobody() -> Response:
-    return Response("hello")
 
 
 class TestExceptionHandlers:
@@ -190,8 +182,7 @@ class TestTelemetry:
     async def test_that_is_configured_follows_every_request(self) -> None:
         spans = Spans()
         app = TaskAPI(routes=router().routes, telemetry={"tracer_provider": spans})
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+        async with client(app) as web:
             assert (await web.get("/hello/you")).status_code == 200
             assert spans.begun
             seen = len(spans.begun)
@@ -204,19 +195,15 @@ class TestTelemetry:
         await web.get("/hello/you")
         spans = Spans()
         monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: spans)
-        await started(app)
+        # A start and an end, as of a server.
+        messages = iter(["lifespan.startup", "lifespan.shutdown"])
+
+        async def receive() -> Message:
+            return {"type": next(messages)}
+
+        async def send(message: Message) -> None:
+            assert message["type"].endswith(".complete")
+
+        await app({"type": "lifespan", "state": {}}, receive, send)
         assert (await web.get("/hello/you")).status_code == 200
         assert spans.begun
-
-
-async def started(app: ASGIApp) -> None:
-    """Run a start and an end of the app, as a server does."""
-    messages = iter(["lifespan.startup", "lifespan.shutdown"])
-
-    async def receive() -> Message:
-        return {"type": next(messages)}
-
-    async def send(message: Message) -> None:
-        assert message["type"].endswith(".complete")
-
-    await app({"type": "lifespan", "state": {}}, receive, send)

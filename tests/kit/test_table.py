@@ -77,11 +77,6 @@ class TestFind:
             for method in route.methods or ():
                 assert taken(RouteTable(app.router), method, path) is route
 
-    def test_gives_the_parameters(self) -> None:
-        found = table(direct("/of/{user_id}/all")).find("GET", "/of/alice/all")
-        assert found is not None
-        assert found[1] == {"user_id": "alice"}
-
     def test_first_one_wins(self) -> None:
         general, special = direct("/of/{user_id}"), direct("/of/me")
         for routes in ([general, special], [special, general]):

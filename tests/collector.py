@@ -70,45 +70,35 @@ class Collector:
             case _:
                 raise ValueError(path)
 
+    def _resources(self) -> Iterator[tuple[str, Any]]:
+        """What was sent, with its kind, in that order."""
+        for kind, many in (("spans", self.traces), ("metrics", self.metrics), ("logs", self.logs)):
+            for sent in many:
+                for resource in getattr(sent, f"resource_{kind}"):
+                    yield kind, resource
+
+    def _scopes(self, wanted: str) -> Iterator[Any]:
+        for kind, resource in self._resources():
+            if kind == wanted:
+                yield from getattr(resource, f"scope_{kind}")
+
     def resources(self) -> list[dict[str, Any]]:
-        return [
-            *(attributes(r.resource) for sent in self.traces for r in sent.resource_spans),
-            *(attributes(r.resource) for sent in self.metrics for r in sent.resource_metrics),
-            *(attributes(r.resource) for sent in self.logs for r in sent.resource_logs),
-        ]
+        return [attributes(resource.resource) for _, resource in self._resources()]
 
     def spans(self, name: str | None = None) -> list[Span]:
         """In the order they began."""
-        spans = [
-            span
-            for sent in self.traces
-            for resource in sent.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-            if name in (None, span.name)
-        ]
+        spans = [span for scope in self._scopes("spans") for span in scope.spans]
+        spans = [span for span in spans if name in (None, span.name)]
         return sorted(spans, key=lambda span: span.start_time_unix_nano)
 
     def metric(self, name: str) -> list[Metric]:
         """What was sent of a metric, in that order."""
-        return [
-            metric
-            for sent in self.metrics
-            for resource in sent.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-            if metric.name == name
-        ]
+        metrics = [metric for scope in self._scopes("metrics") for metric in scope.metrics]
+        return [metric for metric in metrics if metric.name == name]
 
     def records(self, logger: str | None = None) -> list[LogRecord]:
-        return [
-            record
-            for sent in self.logs
-            for resource in sent.resource_logs
-            for scope in resource.scope_logs
-            for record in scope.log_records
-            if logger in (None, scope.scope.name)
-        ]
+        scopes = [scope for scope in self._scopes("logs") if logger in (None, scope.scope.name)]
+        return [record for scope in scopes for record in scope.log_records]
 
 
 @contextmanager

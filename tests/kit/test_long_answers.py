@@ -2,6 +2,7 @@
 """How many bytes of long answers a process holds, and how one is sent."""
 
 import asyncio
+from contextlib import nullcontext
 
 import pytest
 from starlette.types import Message
@@ -17,7 +18,7 @@ async def receive() -> Message:
 class TestShare:
     def test_is_bounded_per_user_and_in_all(self) -> None:
         answers = LongAnswers(per_user=10, in_all=25)
-        shares = []
+        shares = {}
         for user, size, fits in (
             ("alice", 8, True),
             ("alice", 3, False),
@@ -27,33 +28,30 @@ class TestShare:
             ("carol", 5, True),
             ("dave", 1, False),
         ):
-            shares.append(answers.share(user))
-            if fits:
-                shares[-1].resize(size)
-            else:
-                with pytest.raises(TooManyLongAnswers):
-                    shares[-1].resize(size)
+            shares[user, size] = answers.share(user)
+            with nullcontext() if fits else pytest.raises(TooManyLongAnswers):
+                shares[user, size].resize(size)
         assert answers.bytes == 25
-        shares[0].resize(1)
-        shares.pop().resize(3)
+        shares["alice", 8].resize(1)
+        shares.pop(("dave", 1)).resize(3)
         shares.clear()
         assert answers.bytes == 0
 
     def test_of_one_list_may_have_any_size(self) -> None:
         answers = LongAnswers(per_user=10, in_all=25)
-        whole = answers.share("alice")
-        whole.resize(100)
-        whole.resize(200)
-        with pytest.raises(TooManyLongAnswers):
-            answers.share("alice").resize(1)
-        with pytest.raises(TooManyLongAnswers):
-            answers.share("bob").resize(11)
-        # For others, it takes no more than a user may have.
-        shares = [answers.share(user) for user in ("bob", "carol")]
-        shares[0].resize(10)
-        shares[1].resize(5)
-        with pytest.raises(TooManyLongAnswers):
-            answers.share("dave").resize(1)
+        shares = [answers.share(user) for user in ("alice", "alice", "bob", "carol", "dave")]
+        # For others, a list takes no more than a user may have.
+        for index, size, fits in (
+            (0, 100, True),
+            (0, 200, True),
+            (1, 1, False),
+            (2, 11, False),
+            (2, 10, True),
+            (3, 5, True),
+            (4, 1, False),
+        ):
+            with nullcontext() if fits else pytest.raises(TooManyLongAnswers):
+                shares[index].resize(size)
         assert answers.bytes == 215
 
 

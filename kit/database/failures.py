@@ -63,9 +63,11 @@ _REASONS = {
     "55P03": "the row or table is locked",
     "57014": "the statement took too long",
     "57": "the server is starting or stopping",
+    "58": "the server has failed",
+    "XX": "the server has failed",
 }
-# Errors of one statement, which say nothing about the database.
-_OF_ONE_STATEMENT = ("42P10", "55P03")
+# Errors of one statement, which say nothing about the database, by SQLSTATE or its class.
+_OF_ONE_STATEMENT = ("42P10", "55P03", "58", "XX")
 # The database rolled this transaction back because of a conflict. SQLite has a code for that.
 _CONFLICTS = ("40001", "40P01", sqlite3.SQLITE_BUSY_SNAPSHOT)
 # SQLite's codes for a file that it can't read.
@@ -118,7 +120,7 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
     ):
         kind = StatementTooSlow
     elif (
-        state in _OF_ONE_STATEMENT
+        (state or "").startswith(_OF_ONE_STATEMENT)
         or is_conflict(cause)
         or is_sqlite(cause, sqlite3.SQLITE_BUSY)  # Another process holds the lock.
     ):

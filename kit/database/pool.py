@@ -32,6 +32,11 @@ _OUTDATED = (
 )
 
 
+# SQLSTATE classes of refused connections that failures.py explains. A refusal with any other, such
+# as Neon's XX000, is an outage, too.
+_REFUSALS = ("08", "28", "3D", "53", "57")
+
+
 class ConnectTimeout(OSError):
     """Connecting took too long. It differs from the TimeoutError of a slow statement."""
 
@@ -102,6 +107,12 @@ class Connector:
             connection: Connection = await self._connect(*arguments, **options)
         except TimeoutError as error:
             raise ConnectTimeout("it did not answer in time") from error
+        except asyncpg.PostgresError as error:
+            if (error.sqlstate or "").startswith(_REFUSALS):
+                raise
+            # Its text quotes no value: nothing has been sent but the URL's parts.
+            refusal = f"{type(error).__name__} ({error.sqlstate}): {error}"
+            raise ConnectionRefusedError(refusal) from None
         connection.connector = self
         connection.prepared = {}
         connection.names_statements = options.get("statement_cache_size") != 0

@@ -47,6 +47,8 @@ class TestDatabaseErrors:
         [
             *(kind(kind.sqlstate) for kind in UNAVAILABLE),
             asyncpg.InternalServerError("could not find valid entry for shard 102008"),
+            asyncpg.InternalServerError("of another kind"),
+            asyncpg.PostgresIOError("58030"),
             asyncpg.InterfaceError("connection is closed"),
             ConnectionRefusedError(),
             ConnectionResetError(),
@@ -69,7 +71,6 @@ class TestDatabaseErrors:
     @pytest.mark.parametrize(
         "error",
         [
-            asyncpg.InternalServerError("of another kind"),
             *(kind(kind.sqlstate) for kind in BUGS),
             sqlite3.IntegrityError("UNIQUE constraint failed"),
             sqlite3.ProgrammingError("Incorrect number of bindings"),

@@ -6,16 +6,16 @@ import gc
 from contextlib import AsyncExitStack
 
 import pytest
-from databases import execute, in_use, new, opened, stored
+from databases import execute, in_use, new, opened, settings_for, stored
 from faults.proxy import Proxy
 from sqlalchemy import text
 from sqlmodel import select as select_entities
 
-from kit.database.database import Database
+from kit.database.database import Database, new_database
 from kit.database.idle import pool_of
 from kit.database.session import Session
 from kit.errors import DatabaseUnavailable
-from models import Task
+from models import TASK_TABLE, Task
 from tasks.queries import CREATE, LIST
 
 KILL = """
@@ -123,3 +123,25 @@ class TestPoolerThatLosesNames:
         assert await fresh.driver.fetchval("SELECT count(*) FROM pg_prepared_statements") == 0
         assert [r.message for r in caplog.records if "no names" in r.message] != []
         assert len(caplog.records) == 1
+
+
+class TestRefusedLogIn:
+    """Whatever code a server or a pooler refuses a connection with, that is an outage."""
+
+    @pytest.mark.parametrize("state", ["XX000", "55000", "22023", "P0001", "0LP01", "99999"])
+    async def test_is_unavailable(self, state: str) -> None:
+        said = f"SFATAL\0C{state}\0Mthe endpoint is disabled\0\0".encode()
+        refusal = b"E" + (len(said) + 4).to_bytes(4) + said
+
+        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1024)
+            writer.write(refusal)
+            writer.close()
+
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            url = f"postgresql://alice:secret@127.0.0.1:{port}/tasks?sslmode=disable"
+            database = new_database(settings_for(url), TASK_TABLE)
+            with pytest.raises(DatabaseUnavailable, match="the endpoint is disabled"):
+                await LIST.rows(Session(database), owner="alice")
+            assert not await database.serves()

@@ -12,19 +12,8 @@ from hypothesis import strategies as st
 from support import sign
 
 # Each is another's prefix, pattern, case, path, encoding or normal form.
-NAMES = (
-    "alice",
-    "alice%",
-    "alic_",
-    "Alice",
-    "alice ",
-    "a/b",
-    "a%2Fb",
-    "日本",
-    "é",
-    "e\u0301",
-    "' OR 1=1 --",
-)
+NAMES = ["alice", "alice%", "alic_", "Alice", "alice ", "a/b", "a%2Fb", "日本", "é", "e\u0301"]
+NAMES += ["' OR 1=1 --"]
 USERS = 3
 # Ids that no database will get to.
 NEVER = (2**63 - 1, 2**62, 10**15)
@@ -235,7 +224,7 @@ class TestIsolation:
             await world.check()
 
     @settings(
-        max_examples=50,
+        max_examples=30,
         deadline=None,
         phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
         # The app is shared by the examples; their users are not.

@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
-from support import Caller, assert_error, assert_invalid
+from support import JSON, Caller, assert_error, assert_invalid
 
 import errors
 import kit.errors
@@ -177,7 +178,6 @@ class TestValidationErrors:
         ("body", "loc"),
         [
             (b'{"title": NaN}', ["body"]),
-            (b'{"title": -Infinity}', ["body"]),
             (b'{"title": 1e999}', ["body", "title"]),
             (b'{"title": ' + b"9" * 5000 + b"}", ["body"]),
             (b'{"title": "hunter2', ["body"]),
@@ -185,26 +185,19 @@ class TestValidationErrors:
             (b'{"title": "hunter2\\u0000"}', ["body", "title"]),
             (b'{"title": "hunter2\xff"}', ["body"]),
             (b'"hunter2"', ["body"]),
-            (b'["hunter2"]', ["body"]),
-            (b"", ["body"]),
-            (b'{"title": ["hunter2"]}', ["body", "title"]),
             (b'{"title": {"hunter2": "hunter2"}}', ["body", "title"]),
             (b'{"title": "' + b"hunter2" * 100 + b'"}', ["body", "title"]),
-            (b'{"title": " "}', ["body", "title"]),
             (b'{"description": "hunter2"}', ["body", "title"]),
-            (b'{"title": "t", "description": 123456789}', ["body", "description"]),
             (b'{"title": "t", "completed": "hunter2"}', ["body", "completed"]),
-            (b'{"title": "t", "completed": null}', ["body", "completed"]),
         ],
         ids=lambda value: f"{value!r:.40}" if isinstance(value, bytes) else None,
     )
     async def test_say_where_and_echo_nothing(
         self, alice: Caller, body: bytes, loc: list[str]
     ) -> None:
-        headers = {"Content-Type": "application/json"}
-        response = await alice.request("POST", content=body, headers=headers)
+        response = await alice.request("POST", content=body, headers=JSON)
         assert_invalid(response, *loc)
-        for echo in ("hunter2", "NaN", "Infinity", "inf", "9999", "12345", "\x00"):
+        for echo in ("hunter2", "NaN", "inf", "9999", "\x00"):
             assert echo not in response.text
 
     @pytest.mark.parametrize("task_id", ["hunter2", "0", "-1", "1.0", f"{2**63}", "9" * 5000])
@@ -224,9 +217,8 @@ class TestValidationErrors:
         assert "hunter2" not in response.text
 
 
-async def raised_in_asgi(error: Exception, *, begun: bool = False) -> list[Message]:
-    """What is sent of an app that raises this, after the start of its response or before."""
-    sent: list[Message] = []
+async def answered(error: Exception, sent: list[Message], *, begun: bool = False) -> None:
+    """Have an app raise this, after the start of its response or before, and note what is sent."""
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         if begun:
@@ -240,22 +232,28 @@ async def raised_in_asgi(error: Exception, *, begun: bool = False) -> list[Messa
         sent.append(message)
 
     scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    try:
-        await RequestMiddleware(app)(scope, receive, send)
-    except ValueError:
-        assert begun
-        assert isinstance(error, ValueError)
-    else:
-        assert not (begun and isinstance(error, ValueError))
-    return sent
+    await RequestMiddleware(app)(scope, receive, send)
 
 
 class TestUnhandledErrors:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("postgresql://user:hunter2@host/database"),
+            ExceptionGroup("hunter2", [ValueError("hunter2")]),
+            UnicodeEncodeError("utf-8", "hunter2", 0, 1, "hunter2"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
     async def test_are_500_with_the_request_id(
-        self, alice: Caller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+        self,
+        alice: Caller,
+        error: Exception,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         async def session() -> None:
-            raise RuntimeError("postgresql://user:hunter2@host/database")
+            raise error
 
         overrides: dict[Any, Any] = main_app.dependency_overrides
         monkeypatch.setitem(overrides, get_session, session)
@@ -274,67 +272,32 @@ class TestUnhandledErrors:
         assert "hunter2" not in f"{response.headers} {response.text}"
         [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert record.exc_info is not None
-        assert isinstance(record.exc_info[1], RuntimeError)
+        assert record.exc_info[1] is error
         assert vars(record)["request_id"] == "known-to-the-client"
 
         response = await alice.get(headers={"Origin": "https://evil.example"})
         assert response.status_code == 500
         assert response.json()["request_id"] == response.headers["x-request-id"]
         assert "access-control-allow-origin" not in response.headers
+        del overrides[get_session]
+        assert (await alice.get()).status_code == 200
 
-    @pytest.mark.parametrize(
-        "error",
-        [
-            ValueError("hunter2"),
-            KeyError("hunter2"),
-            AssertionError("hunter2"),
-            ExceptionGroup("hunter2", [ValueError("hunter2")]),
-            UnicodeEncodeError("utf-8", "hunter2", 0, 1, "hunter2"),
-        ],
-        ids=lambda error: type(error).__name__,
-    )
-    async def test_in_an_endpoint_are_told_without_their_words(
-        self, app: FastAPI, error: Exception, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        @app.get("/")
-        async def endpoint(fail: bool) -> str:
-            if fail:
-                raise error
-            return "fine"
-
-        async with client_of(app) as web:
-            response = await web.get("/", params={"fail": True})
-            assert response.status_code == 500
-            assert response.json().keys() == {"detail", "request_id"}
-            assert "hunter2" not in response.text
-            assert "Traceback (most recent call last)" in caplog.text
-            assert "hunter2" in caplog.text
-            assert (await web.get("/", params={"fail": False})).json() == "fine"
-
-    @pytest.mark.parametrize("error", [ValueError(), ClientDisconnect()], ids=repr)
+    @pytest.mark.parametrize("error", [ValueError("hunter2"), ClientDisconnect()], ids=repr)
     async def test_after_the_start_of_a_response_say_nothing_more(self, error: Exception) -> None:
-        sent = await raised_in_asgi(error, begun=True)
+        sent: list[Message] = []
+        # The server closes the connection then, or the client has.
+        raised = pytest.raises(ValueError, match="hunter2")
+        with raised if isinstance(error, ValueError) else nullcontext():
+            await answered(error, sent, begun=True)
         assert [message["type"] for message in sent] == ["http.response.start"]
 
-    async def test_body_that_is_malformed_or_whose_client_went_away_is_no_bug(
+    async def test_body_whose_client_went_away_is_no_bug(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        start, body = await raised_in_asgi(ClientDisconnect())
-        assert (start["status"], body["body"]) == (
+        sent: list[Message] = []
+        await answered(ClientDisconnect(), sent)
+        assert (sent[0]["status"], sent[1]["body"]) == (
             400,
             b'{"detail":"Request body did not arrive in full"}',
         )
         assert [record for record in caplog.records if record.levelno > logging.INFO] == []
-
-    async def test_outside_of_http_are_left_to_the_server(self) -> None:
-        async def failing(_scope: Scope, _receive: Receive, _send: Send) -> None:
-            raise ValueError("at the start")
-
-        async def unused() -> Message:
-            raise AssertionError
-
-        async def discard(_message: Message) -> None:
-            raise AssertionError
-
-        with pytest.raises(ValueError, match="at the start"):
-            await RequestMiddleware(failing)({"type": "lifespan"}, unused, discard)

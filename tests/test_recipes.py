@@ -2,18 +2,18 @@
 """CLAUDE.md's recipes for a new endpoint, followed to the end: the fast way and FastAPI's own."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import httpx
 import pytest
+from databases import on_one_database
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from fastapi.responses import JSONResponse
 from sqlalchemy import bindparam, func
 from sqlalchemy import select as select_columns
 from sqlmodel import col, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
-from support import Caller, assert_error
+from support import JSON, Caller, assert_error
 
 from db import ReadSession, ReadSessionDep, SessionDep, Statement, get_session
 from kit.errors import install_error_handlers
@@ -108,22 +108,17 @@ def elsewhere() -> FastAPI:
     return app
 
 
-@asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as http,
-    ):
-        yield http
-
-
 @pytest.fixture(params=[like_main, elsewhere])
 async def http(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, database_url: str
 ) -> AsyncIterator[httpx.AsyncClient]:
     monkeypatch.setenv("DATABASE_URL", database_url)
-    async with serving(request.param()) as http:
+    app = request.param()
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as http,
+    ):
         yield http
 
 
@@ -164,31 +159,21 @@ class TestEndpoint:
         assert_error(await http.get("/me"), 401, "Missing authorization token")
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_one_database
+@pytest.mark.parametrize("http", [like_main], indirect=True)
 class TestDeclaredBody:
     """In this app, FastAPI's own way reads no body before the token is judged."""
-
-    @pytest.fixture
-    async def http(
-        self, monkeypatch: pytest.MonkeyPatch, database_url: str
-    ) -> AsyncIterator[httpx.AsyncClient]:
-        monkeypatch.setenv("DATABASE_URL", database_url)
-        async with serving(like_main()) as http:
-            yield http
 
     @pytest.mark.parametrize("body", [b'{"title":', b"x" * 70_000], ids=["malformed", "large"])
     async def test_is_read_after_the_token_is_judged(
         self, http: httpx.AsyncClient, body: bytes
     ) -> None:
-        headers = {"Content-Type": "application/json"}
-        refused = await http.post("/api/alice/notes", content=body, headers=headers)
+        refused = await http.post("/api/alice/notes", content=body, headers=JSON)
         assert_error(refused, 401, "Missing authorization token")
-        bob = await at(http, "/api/alice/notes", "bob").request(
-            "POST", content=body, headers=headers
-        )
-        assert_error(bob, 403, "Access denied")
-        alice = at(http, "/api/alice/notes")
-        mine = await alice.request("POST", content=body, headers=headers)
+        alice, bob = [at(http, "/api/alice/notes", user) for user in ("alice", "bob")]
+        refused = await bob.request("POST", content=body, headers=JSON)
+        assert_error(refused, 403, "Access denied")
+        mine = await alice.request("POST", content=body, headers=JSON)
         assert mine.status_code == (413 if len(body) > 65536 else 422)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-import asyncpg
 import httpx
+from databases import execute
 from forkserver import start
 from postgresql import PostgreSQL
 from support import SECRET
@@ -56,15 +56,14 @@ class Service:
         sources: Path = ROOT,
     ) -> None:
         self._log = folder / f"service-{secrets.token_hex(4)}.log"
-        common = {"PATH": os.environ["PATH"], "LOG_FORMAT": "text", "PORT": "0"}
         path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(sources))))
+        common = {"PATH": os.environ["PATH"], "LOG_FORMAT": "text", "PORT": "0"}
         command = ["serve"]
         if uvicorn is not None:
             command = ["uvicorn", "main:app", "--port", "0", *uvicorn]
         # A process group of its own, so that `kill` reaches workers too.
-        self.process = start(
-            command, folder, {**common, **environment, "PYTHONPATH": path}, self._log
-        )
+        whole = {**common, **environment, "PYTHONPATH": path}
+        self.process = start(command, folder, whole, self._log)
         self.port = 0
 
     def log(self) -> str:
@@ -144,11 +143,5 @@ def running(service: Service) -> Iterator[Service]:
 def create_database(server: PostgreSQL) -> str:
     """The URL of a new database."""
     name = f"service_{secrets.token_hex(4)}"
-
-    async def create() -> None:
-        connection = await asyncpg.connect(server.url())
-        await connection.execute(f"CREATE DATABASE {name}")
-        await connection.close()
-
-    asyncio.run(create())
+    asyncio.run(execute(server.url(), f"CREATE DATABASE {name}"))
     return server.url(name)

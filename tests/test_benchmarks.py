@@ -60,22 +60,17 @@ class TestChart:
         assert [width / widths[1] for width in widths] == pytest.approx([4, 1, 2, 3], abs=0.01)
 
 
-class TestProcesses:
-    def test_of_a_process_are_its_children_too(self) -> None:
-        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-            assert {os.getpid(), child.pid} <= set(proc.family(os.getpid()))
-            child.communicate()
-        assert child.pid not in proc.family(os.getpid())
-        assert 0 < proc.cpu(os.getpid()) < proc.busy()
-
-    def test_peak_of_memory_is_above_what_is_its_own(self) -> None:
-        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-            assert 1 < proc.memory(child.pid) <= proc.peak_memory(child.pid)
-            child.communicate()
+def test_figures_of_a_process_are_of_its_children_too() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert {os.getpid(), child.pid} <= set(proc.family(os.getpid()))
+        # The peak is not of its own memory alone.
+        assert 1 < proc.memory(child.pid) <= proc.peak_memory(child.pid)
+        child.communicate()
+    assert child.pid not in proc.family(os.getpid())
+    assert 0 < proc.cpu(os.getpid()) < proc.busy()
 
 
-class TestMix:
-    def test_reads_four_times_out_of_five(self) -> None:
-        requests = MIX.requests([1, 2], [3, 4])
-        reads = [request for request in requests if request.method == "GET"]
-        assert len(reads) / len(requests) == 0.8
+def test_mix_reads_four_times_out_of_five() -> None:
+    requests = MIX.requests([1, 2], [3, 4])
+    reads = [request for request in requests if request.method == "GET"]
+    assert len(reads) / len(requests) == 0.8

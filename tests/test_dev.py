@@ -2,7 +2,6 @@
 """The commands for development."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -10,15 +9,31 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import forkserver
 import jwt
 import pytest
-from service import PATIENCE, ROOT
+from service import PATIENCE, ROOT, until
 from support import SECRET
 
-from scripts.dev import TOKEN_LIFETIME, first_steps, make_token, write_env
-from settings import SettingsError
+from scripts.dev import TOKEN_LIFETIME, main, make_token, write_env
+
+type Command = Callable[..., tuple[object, str, str]]
+
+
+@pytest.fixture
+def dev(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `python -m scripts.dev` with these arguments: its status, and what it wrote."""
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dev", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            sys.exit(main())
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 class TestToken:
@@ -27,18 +42,19 @@ class TestToken:
         assert claims["sub"] == "alice"
         assert claims["exp"] - claims["iat"] == TOKEN_LIFETIME
 
-    def test_needs_a_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_needs_a_secret(self, dev: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("BETTER_AUTH_SECRET")
         monkeypatch.setenv("BETTER_AUTH_URL", "http://localhost:3000")
-        with pytest.raises(SettingsError, match="BETTER_AUTH_SECRET is not set"):
-            make_token("alice")
+        status, printed, error = dev("token", "alice")
+        assert (status, printed) == (3, "")
+        assert error.startswith("BETTER_AUTH_SECRET is not set")
 
     @pytest.mark.parametrize("user", ["", "x" * 256, "a\nb"])
-    def test_is_for_a_user_that_the_service_takes(self, user: str) -> None:
-        command = [sys.executable, "-m", "scripts.dev", "token", user]
-        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert (ran.returncode, ran.stdout) == (2, "")
-        assert "a user id has 1 to 255 characters" in ran.stderr
+    def test_is_for_a_user_that_the_service_takes(self, user: str, dev: Command) -> None:
+        assert dev("token", "alice")[0] == 0
+        status, printed, error = dev("token", user)
+        assert (status, printed) == (2, "")
+        assert "a user id has 1 to 255 characters" in error
 
 
 def test_help_is_aligned() -> None:
@@ -70,80 +86,66 @@ class TestEnv:
         assert env.read_text() == "in use"
 
 
-class TestFirstSteps:
-    def test_name_the_documentation_and_a_line_with_a_working_token(self) -> None:
-        text = first_steps("127.0.0.1", 8123)
-        assert "http://localhost:8123/docs" in text
-        [line] = [line for line in text.splitlines() if line.startswith("curl ")]
-        token = line.partition("Bearer ")[2].partition("'")[0]
-        assert jwt.decode(token, SECRET, algorithms=["HS256"])["sub"] == "demo"
-        assert "http://localhost:8123/api/demo/tasks" in line
-
-
 class TestRun:
-    def started(self, folder: Path, port: int) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "scripts.dev", "run", "--port", f"{port}"],
-            cwd=folder,
-            env={
-                "PATH": os.environ["PATH"],
-                "PYTHONPATH": f"{ROOT}",
-                "BETTER_AUTH_SECRET": SECRET,
-                "LOG_FORMAT": "text",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
     def test_prints_a_line_that_adds_a_task_and_ends_by_ctrl_c(self, tmp_path: Path) -> None:
-        with self.started(tmp_path, 0) as service:
-            assert service.stdout is not None
-            line = ""
-            while not line.startswith("curl "):
-                line = service.stdout.readline()
+        environment = {"PYTHONPATH": f"{ROOT}", "BETTER_AUTH_SECRET": SECRET, "LOG_FORMAT": "text"}
+        log = tmp_path / "log"
+        service = forkserver.start(
+            ["scripts.dev", "run", "--port", "0"], tmp_path, environment, log
+        )
+        try:
+            line = until(lambda: re.search("^curl .*\n", log.read_text(), re.MULTILINE))[0]
+            assert re.search(r"http://localhost:\d+/docs\n", log.read_text())
             ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
             assert json.loads(ran.stdout)["title"] == "Buy milk"
             service.send_signal(signal.SIGINT)
-            rest, _ = service.communicate(timeout=PATIENCE)
-        assert service.returncode == 0
-        assert "Traceback" not in rest
+            assert service.wait(PATIENCE) == 0
+            assert "Traceback" not in log.read_text()
+        finally:
+            service.kill()
 
-    def test_says_in_one_sentence_that_the_port_is_taken(self, tmp_path: Path) -> None:
+    def test_says_in_one_sentence_that_the_port_is_taken(self, dev: Command) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            service = self.started(tmp_path, port)
-            said, _ = service.communicate(timeout=PATIENCE)
-        assert service.returncode == 3
-        assert said.splitlines() == [
-            f"Starting the service on port {port}.",
-            f"PORT {port} is in use on 127.0.0.1: stop what listens there, or set another PORT",
-        ]
+            assert dev("run", "--port", f"{port}") == (
+                3,
+                f"Starting the service on port {port}.\n",
+                f"PORT {port} is in use on 127.0.0.1: stop what listens there, or set another"
+                " PORT\n",
+            )
 
 
-class TestInstallation:
-    """`make` where uv is to be installed, and can't be: it ends in one sentence."""
+# What makes an environment whose pip reaches no network.
+PYTHON = """#!/bin/sh
+mkdir -p .uv/bin
+printf '#!/bin/sh\\nexit 1\\n' > .uv/bin/pip
+chmod +x .uv/bin/pip
+"""
 
-    def make(self, folder: Path, **environment: str) -> list[str]:
-        shutil.copy(ROOT / "Makefile", folder)
-        made = subprocess.run(
-            ["/usr/bin/make", ".uv/bin/uv"],
-            cwd=folder,
-            env={"PATH": "/usr/bin:/bin", "HOME": f"{folder}", **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert made.returncode != 0
-        assert "Installing uv" in made.stdout
-        return [line for line in made.stderr.splitlines() if not line.startswith("make: ")]
 
-    def test_tells_of_a_missing_network(self, tmp_path: Path) -> None:
-        nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
-        nowhere["PIP_RETRIES"] = "0"
-        assert "uv can't be fetched" in self.make(tmp_path, **nowhere)[-1]
-
-    def test_tells_of_a_python_without_venv(self, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("has_venv", "said"),
+    [(True, "uv can't be fetched"), (False, "Neither uv nor a Python 3 with venv")],
+)
+def test_make_that_can_not_install_uv_ends_in_one_sentence(
+    has_venv: bool, said: str, tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    if has_venv:
+        (tmp_path / "python3").write_text(PYTHON)
+        (tmp_path / "python3").chmod(0o755)
+    else:
         # Each Python that make tries makes its environment where there may be none.
         (tmp_path / ".uv").write_text("")
-        assert "Neither uv nor a Python 3 with venv" in self.make(tmp_path)[-1]
+    made = subprocess.run(
+        ["/usr/bin/make", ".uv/bin/uv"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": f"{tmp_path}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode != 0
+    assert "Installing uv" in made.stdout
+    [line] = [line for line in made.stderr.splitlines() if not line.startswith("make: ")]
+    assert said in line

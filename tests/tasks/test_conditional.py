@@ -1,8 +1,7 @@
 # [Task]: T053 [From]: specs/requirements.md
-"""What clients make depend on a task's ETag, on both databases."""
+"""If-Match, If-None-Match and the ETag of a task, on both databases."""
 
 import asyncio
-from typing import Any
 
 import httpx
 import pytest
@@ -10,19 +9,20 @@ from support import Caller, assert_error
 
 from db import Statement
 
-# As proxies that compress send it on.
-MANGLED = {
+OLDER = '"{id}-2020-01-01T00:00:00.000000Z"'
+# The first ones as proxies that compress send the tag on.
+MATCHING = {
     "as it is": "{tag}",
     "weak": "W/{tag}",
     "with a suffix": '{name}-gzip"',
     "weak with a suffix": 'W/{name}-br"',
     "with another suffix": '{name};gzip"',
     "suffixed after the quotes": "{tag}-zstd",
-    "among others": '"1-2020-01-01T00:00:00.000000Z", {tag} ,"x"',
+    "among others": f'"1-2020-01-01T00:00:00.000000Z", {{tag}} ,"x", {OLDER}',
     "any": "*",
 }
 OTHERS = {
-    "an older version": '"{id}-2020-01-01T00:00:00.000000Z"',
+    "an older version": OLDER,
     "another task's": '"9{id}-{updated_at}"',
     "no date": '"{id}-2020-13-45T99:00:00.000000Z"',
     "not ours": '"abc"',
@@ -33,13 +33,35 @@ OTHERS = {
 }
 
 
-def as_sent(form: str, task: dict[str, Any], tag: str) -> str:
-    return form.format(tag=tag, name=tag[:-1], **task)
+def as_sent(form: str, task: httpx.Response) -> str:
+    tag = task.headers["etag"]
+    return form.format(tag=tag, name=tag[:-1], **task.json())
 
 
 @pytest.fixture
-async def made(alice: Caller) -> httpx.Response:
-    return await alice.post({"title": "Buy milk"})
+async def made(alice: Caller, request: pytest.FixtureRequest) -> httpx.Response:
+    """A task; one that was made with a key is deleted by another statement."""
+    headers = {"Idempotency-Key": "key"} if getattr(request, "param", None) == "keyed" else {}
+    response = await alice.post({"title": "Buy milk"}, headers=headers)
+    assert response.status_code == 201
+    return response
+
+
+keyed_or_not = pytest.mark.parametrize("made", ["", "keyed"], indirect=True)
+
+
+async def changes(alice: Caller, task_id: int, forms: dict[str, str]) -> list[httpx.Response]:
+    """Each kind of change, the deletion last, with these headers of the version there is then."""
+    answers = []
+    for method, path, body in (
+        ("PUT", f"/{task_id}", {"title": "changed"}),
+        ("PATCH", f"/{task_id}/complete", None),
+        ("DELETE", f"/{task_id}", None),
+    ):
+        now = await alice.get(f"/{task_id}")
+        sent = {name: as_sent(form, now) for name, form in forms.items()}
+        answers.append(await alice.request(method, path, headers=sent, json=body))
+    return answers
 
 
 async def test_etag_is_that_of_the_task_in_every_answer(alice: Caller) -> None:
@@ -56,160 +78,100 @@ async def test_etag_is_that_of_the_task_in_every_answer(alice: Caller) -> None:
     assert len({answer.headers["etag"] for answer in (created, changed, toggled, other)}) == 4
 
 
-class TestIfNoneMatch:
-    @pytest.mark.parametrize("form", [*MANGLED.values(), *OTHERS.values()], ids=MANGLED | OTHERS)
-    async def test_spares_what_is_known(
-        self, alice: Caller, made: httpx.Response, form: str
-    ) -> None:
-        """Of a list, in test_lists.py."""
-        task, tag = made.json(), made.headers["etag"]
-        sent = {"If-None-Match": as_sent(form, task, tag)}
-        answer = await alice.get(f"/{task['id']}", headers=sent)
+@keyed_or_not
+@pytest.mark.parametrize("form", [*MATCHING.values(), *OTHERS.values()], ids=MATCHING | OTHERS)
+async def test_tag_of_the_version_is_known_in_every_form(
+    alice: Caller, made: httpx.Response, form: str
+) -> None:
+    """Of a list, in test_lists.py."""
+    task, tag = made.json(), made.headers["etag"]
+    path = f"/{task['id']}"
+    matches = form in MATCHING.values()
+    answer = await alice.get(path, headers={"If-None-Match": as_sent(form, made)})
+    assert answer.headers["etag"] == tag
+    if matches:
+        assert (answer.status_code, answer.content) == (304, b"")
+    else:
+        assert (answer.status_code, answer.json()) == (200, task)
+    refusing, letting = "If-None-Match", "If-Match"
+    if not matches:
+        refusing, letting = letting, refusing
+    for answer in await changes(alice, task["id"], {refusing: form}):
+        assert_error(answer, 412, "Task has changed")
         assert answer.headers["etag"] == tag
-        if form in MANGLED.values():
-            assert (answer.status_code, answer.content) == (304, b"")
-        else:
-            assert (answer.status_code, answer.json()) == (200, task)
-
-    async def test_is_ignored_by_post_and_for_a_task_that_is_not_there(self, alice: Caller) -> None:
-        answer = await alice.get("/1", headers={"If-None-Match": "*"})
-        assert_error(answer, 404, "Task not found")
-        sent = {"If-None-Match": "*", "If-Match": '"a"'}
-        assert (await alice.post({"title": "Buy milk"}, headers=sent)).status_code == 201
+    assert (await alice.get(path)).json() == task
+    same = await alice.put(path, {}, headers={letting: as_sent(form, made)})
+    assert (same.status_code, same.headers["etag"]) == (200, tag)
+    answers = await changes(alice, task["id"], {letting: form})
+    assert [answer.status_code for answer in answers] == [200, 200, 204]
+    changed = answers[1].json()
+    assert (changed["title"], changed["completed"]) == ("changed", True)
 
 
-async def changes(
-    alice: Caller, task_id: int, if_match: str | None = None, if_none_match: str | None = None
-) -> dict[str, httpx.Response]:
-    """Each kind of change, the deletion last, of which only the first may find the version."""
-    both = {"If-Match": if_match, "If-None-Match": if_none_match}
-    sent = {name: header for name, header in both.items() if header is not None}
-    path = f"/{task_id}"
-    return {
-        "PUT": await alice.request("PUT", path, headers=sent, json={"title": "changed"}),
-        "PATCH": await alice.request("PATCH", f"{path}/complete", headers=sent),
-        "DELETE": await alice.request("DELETE", path, headers=sent),
-    }
+@keyed_or_not
+@pytest.mark.parametrize(
+    ("if_match", "if_none_match"),
+    [("*", "{tag}"), ("{tag}", "W/{tag}"), ("{tag}", "*"), (f"{{tag}}, {OLDER}", "{tag}")],
+)
+async def test_both_must_let_a_change_be(
+    alice: Caller, made: httpx.Response, if_match: str, if_none_match: str
+) -> None:
+    forms = {"If-Match": if_match, "If-None-Match": if_none_match}
+    for answer in await changes(alice, made.json()["id"], forms):
+        assert_error(answer, 412, "Task has changed")
+        assert answer.headers["etag"] == made.headers["etag"]
+    assert (await alice.get()).json() == [made.json()]
 
 
-class TestIfMatch:
-    @pytest.mark.parametrize("form", MANGLED.values(), ids=MANGLED)
-    async def test_lets_a_change_of_that_version_be(
-        self, alice: Caller, made: httpx.Response, form: str
-    ) -> None:
-        task, tag = made.json(), made.headers["etag"]
-        path = f"/{task['id']}"
-        sent = {"If-Match": as_sent(form, task, tag)}
-        changed = await alice.put(path, {"title": "changed"}, headers=sent)
-        assert (changed.status_code, changed.json()["title"]) == (200, "changed")
-        # What changes nothing moves nothing.
-        sent = {"If-Match": as_sent(form, changed.json(), changed.headers["etag"])}
-        same = await alice.put(path, {}, headers=sent)
-        assert (same.status_code, same.headers["etag"]) == (200, changed.headers["etag"])
-        sent = {"If-Match": as_sent(form, changed.json(), changed.headers["etag"])}
-        toggled = await alice.request("PATCH", f"{path}/complete", headers=sent)
-        assert toggled.json()["completed"] is True
-        sent = {"If-Match": as_sent(form, toggled.json(), toggled.headers["etag"])}
-        assert (await alice.request("DELETE", path, headers=sent)).status_code == 204
-
-    @pytest.mark.parametrize("form", OTHERS.values(), ids=OTHERS)
-    async def test_refuses_a_change_of_another(
-        self, alice: Caller, made: httpx.Response, form: str
-    ) -> None:
-        task, tag = made.json(), made.headers["etag"]
-        for answer in (await changes(alice, task["id"], as_sent(form, task, tag))).values():
-            assert_error(answer, 412, "Task has changed")
-            assert answer.headers["etag"] == tag
-        assert (await alice.get(f"/{task['id']}")).json() == task
-
-    async def test_of_a_task_that_is_not_there_is_404(self, alice: Caller, bob: Caller) -> None:
-        bobs = await bob.post({"title": "Bob's"})
-        for task_id in (bobs.json()["id"], 999):
-            for if_match in ("*", bobs.headers["etag"]):
-                for answer in (await changes(alice, task_id, if_match)).values():
-                    assert_error(answer, 404, "Task not found")
-        assert (await bob.get(f"/{bobs.json()['id']}")).json() == bobs.json()
-
-    async def test_lets_one_of_many_writers_win_each_round(self, alice: Caller) -> None:
-        created = await alice.post({"title": "Contended"})
-        path, tag = f"/{created.json()['id']}", created.headers["etag"]
-        for turn in range(3):
-            sent = {"If-Match": tag}
-            answers = await asyncio.gather(
-                *(alice.put(path, {"title": f"{turn} {n}"}, headers=sent) for n in range(100))
-            )
-            won = [answer for answer in answers if answer.status_code == 200]
-            lost = [answer for answer in answers if answer.status_code == 412]
-            assert (len(won), len(lost)) == (1, 99)
-            tag = won[0].headers["etag"]
-            assert {answer.headers["etag"] for answer in lost} == {tag}
-            assert (await alice.get(path)).json() == won[0].json()
+async def test_of_a_task_that_is_not_there_is_404(alice: Caller, bob: Caller) -> None:
+    bobs = await bob.post({"title": "Bob's"})
+    for task_id in (bobs.json()["id"], 999):
+        path = f"/{task_id}"
+        for sent in ({"If-Match": "*"}, {"If-Match": bobs.headers["etag"]}, {"If-None-Match": "*"}):
+            for answer in (
+                await alice.get(path, headers=sent),
+                await alice.put(path, {"title": "changed"}, headers=sent),
+                await alice.complete(task_id, headers=sent),
+                await alice.delete(path, headers=sent),
+            ):
+                assert_error(answer, 404, "Task not found")
+    assert (await bob.get(f"/{bobs.json()['id']}")).json() == bobs.json()
 
 
-@pytest.mark.parametrize("keyed", [False, True], ids=["", "keyed"])
-class TestIfNoneMatchOfWrites:
-    """A task that was made with a key is deleted by another statement."""
+async def test_post_ignores_both(alice: Caller) -> None:
+    sent = {"If-None-Match": "*", "If-Match": '"a"'}
+    assert (await alice.post({"title": "Buy milk"}, headers=sent)).status_code == 201
 
-    @pytest.fixture
-    async def made(self, alice: Caller, keyed: bool) -> httpx.Response:
-        return await alice.post(
-            {"title": "Buy milk"}, headers={"Idempotency-Key": "key"} if keyed else {}
+
+async def test_one_of_many_writers_wins_each_round(alice: Caller, made: httpx.Response) -> None:
+    path, tag = f"/{made.json()['id']}", made.headers["etag"]
+    for turn in range(3):
+        sent = {"If-Match": tag}
+        answers = await asyncio.gather(
+            *(alice.put(path, {"title": f"{turn} {n}"}, headers=sent) for n in range(30))
         )
-
-    @pytest.mark.parametrize(
-        ("if_match", "if_none_match"),
-        [
-            (None, "*"),
-            (None, "{tag}"),
-            (None, 'W/"a", {tag}, "b"'),
-            ("*", "{tag}"),
-            ("{tag}", "W/{tag}"),
-            ("{tag}", "*"),
-            ('{tag}, "{id}-2020-01-01T00:00:00.000000Z"', "{tag}"),
-        ],
-    )
-    async def test_refuses_a_change_of_it(
-        self, alice: Caller, made: httpx.Response, if_match: str | None, if_none_match: str
-    ) -> None:
-        task, tag = made.json(), made.headers["etag"]
-        if_match = if_match and as_sent(if_match, task, tag)
-        answers = await changes(alice, task["id"], if_match, as_sent(if_none_match, task, tag))
-        for answer in answers.values():
-            assert_error(answer, 412, "Task has changed")
-            assert answer.headers["etag"] == tag
-        assert (await alice.get()).json() == [task]
-
-    @pytest.mark.parametrize("form", OTHERS.values(), ids=OTHERS)
-    async def test_lets_a_change_of_another_be(
-        self, alice: Caller, made: httpx.Response, form: str
-    ) -> None:
-        task = made.json()
-        others = as_sent(form, task, made.headers["etag"]) or '"a"'
-        answers = await changes(alice, task["id"], if_none_match=others)
-        assert [answer.status_code for answer in answers.values()] == [200, 200, 204]
-        answers = await changes(alice, task["id"], if_none_match="*")
-        assert [answer.status_code for answer in answers.values()] == [404, 404, 404]
+        won = [answer for answer in answers if answer.status_code == 200]
+        lost = [answer for answer in answers if answer.status_code == 412]
+        assert (len(won), len(lost)) == (1, 29)
+        tag = won[0].headers["etag"]
+        assert {answer.headers["etag"] for answer in lost} == {tag}
+        assert (await alice.get(path)).json() == won[0].json()
 
 
-class TestManyTags:
-    """Of 32 on a write, any may be the task's, in one statement; more are refused."""
-
-    async def test_are_one_statement(
-        self, alice: Caller, made: httpx.Response, sent: list[Statement]
-    ) -> None:
+async def test_32_tags_of_a_write_are_one_statement_and_more_are_refused(
+    alice: Caller, made: httpx.Response, sent: list[Statement]
+) -> None:
+    task, path = made.json(), f"/{made.json()['id']}"
+    others = [f'"{task["id"]}-2020-01-01T00:00:{n:02}.000000Z"' for n in range(31)]
+    for headers in (
+        {"If-None-Match": ", ".join([*others, '"a"'])},
+        {"If-Match": ", ".join([*others, made.headers["etag"]])},
+    ):
         sent.clear()
-        task = made.json()
-        others = [f'"{task["id"]}-2020-01-01T00:00:{n:02}.000000Z"' for n in range(31)]
-        path = f"/{task['id']}"
-        for headers in (
-            {"If-None-Match": ", ".join([*others, '"a"'])},
-            {"If-Match": ", ".join([*others, made.headers["etag"]])},
-        ):
-            answer = await alice.request("PUT", path, headers=headers, json={"title": "Buy milk"})
-            assert (answer.status_code, answer.json(), len(sent)) == (200, task, 1)
-            sent.clear()
-        many = ", ".join([*others, made.headers["etag"], '"a"'])
-        for both in ((many, None), (None, many)):
-            for answer in (await changes(alice, task["id"], *both)).values():
-                assert_error(answer, 400, "If-Match and If-None-Match may name 32 tags each")
-        assert (await alice.get(path)).json() == task
+        answer = await alice.put(path, {"title": "Buy milk"}, headers=headers)
+        assert (answer.status_code, answer.json(), len(sent)) == (200, task, 1)
+    many = ", ".join([*others, "{tag}", '"a"'])
+    for header in ("If-Match", "If-None-Match"):
+        for answer in await changes(alice, task["id"], {header: many}):
+            assert_error(answer, 400, "If-Match and If-None-Match may name 32 tags each")
+    assert (await alice.get(path)).json() == task

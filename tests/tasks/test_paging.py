@@ -2,9 +2,7 @@
 """Cursors: good for the list they were given for, and for no other."""
 
 import base64
-from collections.abc import Callable
 
-import httpx
 import pytest
 from pydantic import SecretStr
 from starlette.requests import Request
@@ -19,8 +17,8 @@ NEWEST = {"id": 7, "created_at": "2026-01-31T09:00:00.000000Z", "title": "Buy\0 
 TITLED = {"id": MAX_TASK_ID, "title": 'é"\\/\n\U0001f600 ' * 10}
 
 
-def request(query: bytes = b"", root_path: str = "") -> Request:
-    return Request({"type": "http", "query_string": query, "root_path": root_path, "headers": []})
+def request(query: bytes = b"") -> Request:
+    return Request({"type": "http", "query_string": query, "headers": []})
 
 
 def cursor_of(query: ListQuery, last: dict[str, object], user: str = "alice") -> str:
@@ -47,16 +45,12 @@ class TestCursor:
         cursor = cursor_of(query, NEWEST)
         values_of(query.model_copy(update={"cursor": cursor}), "alice")
         assert refused(query, cursor, user="bob")
-        others: list[dict[str, object]] = [
-            {"completed": False},
-            {"completed": None},
-            {"search": "MILK"},
-            {"search": None},
-            {"sort": "updated_at"},
-            {"sort": "title"},
-            {"order": "desc"},
-        ]
-        assert all(refused(query.model_copy(update=other), cursor) for other in others)
+        for name, values in (
+            *(("completed", (False, None)), ("search", ("MILK", None))),
+            *(("sort", ("updated_at", "title")), ("order", ("desc",))),
+        ):
+            for value in values:
+                assert refused(query.model_copy(update={name: value}), cursor)
 
     def test_that_was_changed_anywhere_is_none(self) -> None:
         query = ListQuery(sort="title")
@@ -70,18 +64,13 @@ class TestCursor:
     @pytest.mark.parametrize(
         "place",
         [
-            b"",
-            b"null",
-            b"[]",
-            b'["2026-01-31T09:00:00.000000Z"]',
+            *(b"", b"null", b"[]", b'["2026-01-31T09:00:00.000000Z"]'),
             b'["2026-01-31T09:00:00.000000Z", "1"]',
             b'["2026-01-31T09:00:00.000000Z", 0]',
             b'["2026-01-31T09:00:00.000000Z", 9223372036854775808]',
             b'["9999-99-99T09:00:00.000000Z", 1]',
             b'["0001-01-01T00:00:00+14:00", 1]',
-            b'["a\\u0000b", 1]',
-            b'["\\ud800", 1]',
-            b"[" * 100_000,
+            *(b'["a\\u0000b", 1]', b'["\\ud800", 1]', b"[" * 100_000),
         ],
     )
     def test_made_by_hand_is_none(self, place: bytes) -> None:
@@ -89,9 +78,9 @@ class TestCursor:
         assert refused(ListQuery(), made)
         assert refused(ListQuery(sort="title"), made)
 
-    @pytest.mark.parametrize("text", ["", "a", "null", "é", "%", "a b", "A" * 50_000])
-    def test_of_any_text_is_none(self, text: str) -> None:
-        assert refused(ListQuery(), text)
+    def test_of_any_text_is_none(self) -> None:
+        for text in ("", "a", "null", "é", "%", "a b", "A" * 50_000):
+            assert refused(ListQuery(), text)
 
     def test_is_of_one_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
         cursor = cursor_of(ListQuery(), NEWEST)
@@ -124,32 +113,17 @@ class TestCursor:
         assert refused(ListQuery(), cursor)
 
 
-class TestNextPage:
-    def test_links_below_the_path_a_proxy_has_cut_off(self) -> None:
-        query = ListQuery(limit=1)
-        headers = next_page(request(b"limit=1", "/v1"), query, "a/b", NEWEST)
-        assert headers["Link"] == (
-            f'</v1/api/a%2Fb/tasks?limit=1&cursor={headers["X-Next-Cursor"]}>; rel="next"'
-        )
-
-    def test_replaces_the_cursor_that_was_sent(self) -> None:
-        headers = next_page(request(b"cursor=old&limit=1"), ListQuery(limit=1), "alice", NEWEST)
-        assert "old" not in headers["Link"]
+def test_next_page_replaces_the_cursor_that_was_sent() -> None:
+    headers = next_page(request(b"cursor=old&limit=1"), ListQuery(limit=1), "a/b", NEWEST)
+    cursor = headers["X-Next-Cursor"]
+    assert headers["Link"] == f'</api/a%2Fb/tasks?cursor={cursor}&limit=1>; rel="next"'
 
 
-class TestAnothersCursor:
-    async def test_tells_nothing(
-        self, caller: Callable[[str], Caller], alice: Caller, bob: Caller
-    ) -> None:
-        for who in (alice, bob):
-            for n in range(3):
-                await who.add(f"{who.user} {n}")
-        cursors: dict[str, str] = {"nobody": "abc"}
-        for who in (alice, bob):
-            response: httpx.Response = await who.get(params={"limit": 1})
-            cursors[who.user] = response.headers["x-next-cursor"]
-        for cursor in cursors.values():
-            answer = await caller("carol").get(params={"limit": 1, "cursor": cursor})
-            assert_error(answer, 400, "Invalid cursor")
-        answer = await bob.get(params={"limit": 1, "cursor": cursors["alice"]})
+async def test_cursor_of_another_is_400(alice: Caller, bob: Caller) -> None:
+    for _ in range(2):
+        await alice.add()
+    cursor = (await alice.get(params={"limit": 1})).headers["x-next-cursor"]
+    for unusable in (cursor, "abc"):
+        answer = await bob.get(params={"limit": 1, "cursor": unusable})
         assert_error(answer, 400, "Invalid cursor")
+    assert (await alice.get(params={"limit": 1, "cursor": cursor})).status_code == 200

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
 import asyncpg
+from databases import execute
 from postgresql import free_port
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
@@ -67,9 +68,6 @@ class Node:
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "-w", "-m", mode, "stop")
 
-    def log(self) -> str:
-        return self._log.read_text()
-
     def _run(self, command: str, *arguments: str) -> None:
         subprocess.run(
             [BINARIES / command, "-D", self._data, *arguments],
@@ -93,28 +91,24 @@ class Cluster:
     async def prepare_workers(self) -> None:
         """Give the servers the extension, as they need it to be asked to join."""
         for node in (self.coordinator, *self.workers):
-            await _execute(node.url(), "CREATE EXTENSION IF NOT EXISTS citus")
+            await execute(node.url(), "CREATE EXTENSION IF NOT EXISTS citus")
             await _trust_citus(node.url())
 
     async def join(self) -> None:
         """Make every server part of the cluster."""
         await self.prepare_workers()
         host = f"SELECT citus_set_coordinator_host('127.0.0.1', {self.coordinator.port})"
-        await _execute(self.coordinator.url(), host)
+        await execute(self.coordinator.url(), host)
         for worker in self.workers:
             add = f"SELECT citus_add_node('127.0.0.1', {worker.port})"
-            await _execute(self.coordinator.url(), add)
+            await execute(self.coordinator.url(), add)
 
     async def empty(self) -> str:
         """The URL of its database, without a table of ours."""
         url = self.coordinator.url()
-        connection = await asyncpg.connect(url)
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE application_name = 'task-api'"
-        )
-        await connection.execute('DROP TABLE IF EXISTS task, task_schema, "user" CASCADE')
-        await connection.close()
+        ended = "pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        await execute(url, f"SELECT {ended} WHERE application_name = 'task-api'")
+        await execute(url, 'DROP TABLE IF EXISTS task, task_schema, "user" CASCADE')
         return url
 
 
@@ -127,12 +121,6 @@ async def _trust_citus(url: str) -> None:
         names = ", ".join(f"'{library.strip()}'" for library in f"{trusted},citus".split(","))
         await connection.execute(f"ALTER SYSTEM SET {name} = {names}")
         await connection.execute("SELECT pg_reload_conf()")
-    await connection.close()
-
-
-async def _execute(url: str, sql: str) -> None:
-    connection = await asyncpg.connect(url)
-    await connection.execute(sql)
     await connection.close()
 
 

@@ -209,18 +209,6 @@ def test_the_version_is_the_newest_of_the_changelog() -> None:
     assert PROJECT["version"] == app.version == released[0]
 
 
-def test_table_of_files_has_each_module_and_what_there_is() -> None:
-    """CLAUDE.md's; a name after another one in its line may leave out the folder."""
-    places = set()
-    for where, _ in rows(section("CLAUDE.md", "Structure")):
-        first, *others = re.findall(r"`([^`]+)`", where)
-        places |= {first} | {n if "/" in n else f"{Path(first).parent / n}" for n in others}
-    assert [place for place in places if not (ROOT / place).exists()] == []
-    modules = [path for path in code_files("*.py") if not path.endswith("__init__.py")]
-    folders = tuple(place for place in places if place.endswith("/"))
-    assert [m for m in modules if m not in places and not m.startswith(folders)] == []
-
-
 @pytest.mark.parametrize("write", [_json, _text])
 def test_log_lines_are_those_of_a_service(write: Callable[..., str]) -> None:
     """But for times, addresses and hashes."""

@@ -168,20 +168,17 @@ BAD_HOSTS += ["a\r\nHost: a"]
 
 
 class TestHead:
-    @pytest.mark.parametrize("host", GOOD_HOSTS)
-    def test_has_a_host(self, wire: Wire, host: str) -> None:
-        assert wire.ask("GET", host=f"Host: {host}").status_code == 200
-
-    @pytest.mark.parametrize("host", [None, *BAD_HOSTS])
-    def test_has_one_host(self, wire: Wire, host: str | None) -> None:
-        assert_refused(wire.ask("GET", host="" if host is None else f"Host: {host}"))
+    def test_has_one_host(self, wire: Wire) -> None:
+        for host in GOOD_HOSTS:
+            assert wire.ask("GET", host=f"Host: {host}").status_code == 200
+        assert wire.ask("GET", host="", version="1.0").status_code == 200
+        for line in ("", *(f"Host: {host}" for host in BAD_HOSTS)):
+            wire.reconnect()
+            assert_refused(wire.ask("GET", host=line))
 
     def test_of_a_preflight_has_one_host(self, wire: Wire) -> None:
         preflight = ("Access-Control-Request-Method: GET",)
         assert_refused(wire.ask("OPTIONS", "", *preflight, host="Host: a b", token=""))
-
-    def test_needs_no_host_before_http_1_1(self, wire: Wire) -> None:
-        assert wire.ask("GET", host="", version="1.0").status_code == 200
 
     @pytest.mark.parametrize(
         ("line", "status"), [(JSON, 400), ("Idempotency-Key: a", 400), ("token", 401)]
@@ -191,24 +188,25 @@ class TestHead:
         assert_refused(wire.ask("POST", "", *lines, body=TITLE), status)
         assert wire.titles() == []
 
-    @pytest.mark.parametrize("target", ["?search=é", "/é"])
-    def test_has_an_encoded_target(self, wire: Wire, target: str) -> None:
-        assert_refused(wire.ask("GET", target))
+    def test_has_an_encoded_target(self, wire: Wire) -> None:
+        for target in ("?search=é", "/é"):
+            wire.reconnect()
+            assert_refused(wire.ask("GET", target))
 
     def test_may_have_an_absolute_target(self, wire: Wire) -> None:
         wire.add()
         wire.send(wire.request("GET", "?limit=1").replace(b"GET /", b"GET http://test/", 1))
         assert len(wire.answer().json()) == 1
 
-    @pytest.mark.parametrize("path", ["", "?limit=1", "{}", "/999", "{}/complete"])
-    def test_of_head_is_that_of_get(self, wire: Wire, path: str) -> None:
-        path = path.format(wire.add() and wire.add())
-        head, get = wire.ask("HEAD", path), wire.ask("GET", path)
-        assert (head.status_code, head.content) == (get.status_code, b"")
-        for changing in ("date", "x-request-id"):
-            del head.headers[changing], get.headers[changing]
-        assert head.headers == get.headers
-        assert head.headers["content-length"] == str(len(get.content))
+    def test_of_head_is_that_of_get(self, wire: Wire) -> None:
+        task = wire.add() and wire.add()
+        for path in ("", "?limit=1", task, "/999", f"{task}/complete"):
+            head, get = wire.ask("HEAD", path), wire.ask("GET", path)
+            assert (head.status_code, head.content) == (get.status_code, b"")
+            for changing in ("date", "x-request-id"):
+                del head.headers[changing], get.headers[changing]
+            assert head.headers == get.headers
+            assert head.headers["content-length"] == str(len(get.content))
 
 
 class TestLists:

@@ -29,7 +29,9 @@ from postgresql import free_port
 from service import PATIENCE, PLAIN, ROOT, Service, running, until
 from support import SECRET, sign
 
-from serve import serve
+from db import check_database_settings
+from kit.server import serve
+from main import app
 from settings import SettingsError, get_settings
 
 ENVIRONMENT = {"BETTER_AUTH_SECRET": SECRET}
@@ -44,7 +46,7 @@ def started(folder: Path, **environment: str) -> Service:
 def with_workers(folder: Path, workers: int, **environment: str) -> Iterator[Service]:
     """A service all of whose workers have started."""
     with running(started(folder, WORKERS=f"{workers}", **environment)) as service:
-        until(lambda: service.log().count("Started worker") == workers)
+        until(lambda: service.log().count(" runtime-1") == workers)
         yield service
 
 
@@ -143,13 +145,14 @@ class TestRefusedStart:
     ) -> None:
         """Those that only a start can judge; the others are in test_settings.py."""
         monkeypatch.chdir(keys)
-        monkeypatch.delattr("serve.Granian")
+        monkeypatch.delattr("kit.server.Granian")
         name, _, value = setting.partition("=")
         monkeypatch.setenv(name, value)
         if name == "TLS_KEY":
             monkeypatch.setenv("TLS_CERT", "server.crt")
         with pytest.raises(SettingsError, match=said) as refused:
-            serve(get_settings())
+            check_database_settings(get_settings())
+            serve(app, get_settings())
         assert "\n" not in f"{refused.value}"
         assert "hunter2" not in f"{refused.value}"
 
@@ -160,7 +163,7 @@ class TestWorkers:
         with with_workers(tmp_path, 2) as service:
             first, second = service.workers()
             os.kill(first, signal.SIGKILL)
-            until(lambda: service.log().count("Started worker") == 3)
+            until(lambda: service.log().count(" runtime-1") == 3)
             assert second in service.workers()
             assert len({*service.workers()} - {first}) == 2
             for _ in range(20):

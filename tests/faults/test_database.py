@@ -509,7 +509,7 @@ class TestPoint12FourProcesses:
     ) -> None:
         before = len(server.log())
         with serving(tmp_path, WORKERS="4", DATABASE_URL=empty_url) as service:
-            await eventually(lambda: service.log().count("Started worker") == 4)
+            await eventually(lambda: service.log().count(" runtime-1") == 4)
             async with service.client() as http:
                 await at_once(Caller(http, "alice").get() for _ in range(20))
             assert complaints(service) == []

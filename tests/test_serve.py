@@ -150,9 +150,13 @@ class TestRefusedStart:
         monkeypatch.setenv(name, value)
         if name == "TLS_KEY":
             monkeypatch.setenv("TLS_CERT", "server.crt")
-        with pytest.raises(SettingsError, match=said) as refused:
+
+        def start() -> None:
             check_database_settings(get_settings())
             serve(app, get_settings())
+
+        with pytest.raises(SettingsError, match=said) as refused:
+            start()
         assert "\n" not in f"{refused.value}"
         assert "hunter2" not in f"{refused.value}"
 

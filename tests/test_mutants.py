@@ -23,4 +23,4 @@ def test_mutants_are_the_module_with_one_place_changed(module: str) -> None:
 def test_mutants_of_a_gate_are_those_that_a_reader_would_name() -> None:
     changes = {mutant.change for mutant in mutants(ROOT / "kit/database/gate.py")}
     assert "1 -> 2" in changes
-    assert "self._free > 0 -> (self._free >= 0)" in changes
+    assert "held >= self._share -> (held > self._share)" in changes

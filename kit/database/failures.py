@@ -120,7 +120,7 @@ def service_error(error: BaseException, setting: str) -> ServiceError | None:
     ):
         kind = StatementTooSlow
     elif (
-        (state or "").startswith(_OF_ONE_STATEMENT)
+        ((state or "").startswith(_OF_ONE_STATEMENT) and not shard_has_moved(cause))
         or is_conflict(cause)
         or is_sqlite(cause, sqlite3.SQLITE_BUSY)  # Another process holds the lock.
     ):

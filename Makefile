@@ -42,7 +42,8 @@ mutants: $(BIN)/.ready ## mutate 120 places of the sources and list mutants that
 
 faults: $(BIN)/.ready ## break the database, the network and the process; installs PgBouncer and nginx
 	tests/faults/install.sh
-	scripts/test.sh tests/faults
+	@# Three processes, each with PostgreSQL servers of its own.
+	scripts/test.sh -n3 --dist=loadfile tests/faults
 
 # Tests of the contract and of a cluster.
 DISTRIBUTED := tests/distributed tests/test_isolation.py \

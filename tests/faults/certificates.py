@@ -33,15 +33,13 @@ class Authority:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name("The suite's authority")
-        builder = _builder(self._name, self._name, self._key, datetime.now(UTC) + _DAY)
-        builder = builder.add_extension(
+        builder = _builder(self._name, self._name, self._key, _DAY).add_extension(
             x509.BasicConstraints(ca=True, path_length=0), critical=True
         )
         if not plain:
             builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
         self.root = folder / "root.crt"
-        certificate = builder.sign(self._key, SHA256())
-        self.root.write_bytes(certificate.public_bytes(Encoding.PEM))
+        self.root.write_bytes(builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM))
 
     def issue(
         self,
@@ -53,11 +51,8 @@ class Authority:
     ) -> Certificate:
         """A certificate for a host; the name is that of its files."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = _name(host)
-        end = datetime.now(UTC) + (-_DAY if expired else _DAY)
-        signing_key = key if self_signed else self._key
-        builder = _builder(subject, subject if self_signed else self._name, key, end)
-        builder = builder.add_extension(
+        issuer, signing_key = (_name(host), key) if self_signed else (self._name, self._key)
+        builder = _builder(_name(host), issuer, key, -_DAY if expired else _DAY).add_extension(
             x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False
         )
         if not self._plain:
@@ -69,23 +64,13 @@ class Authority:
         made.certificate.write_bytes(builder.sign(signing_key, SHA256()).public_bytes(Encoding.PEM))
         # Before there is anything to read.
         made.key.touch(mode=0o600)
-        made.key.write_bytes(
-            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-        )
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        made.key.write_bytes(private)
         return made
 
 
-_SIGNS_CERTIFICATES = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
+# The two that are true are key_cert_sign and crl_sign.
+_SIGNS_CERTIFICATES = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
 
 
 def _name(common_name: str) -> x509.Name:
@@ -93,13 +78,11 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, end: datetime
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, valid_for: timedelta
 ) -> x509.CertificateBuilder:
+    end = datetime.now(UTC) + valid_for
     return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
+        x509.CertificateBuilder(issuer, subject, key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(end - 2 * _DAY)
         .not_valid_after(end)

@@ -50,20 +50,17 @@ class PgBouncer:
             "auth_file": users,
             "default_pool_size": pool_size,
             "max_client_conn": 500,
+            "pool_mode": "session" if certificate else "transaction",
         }
-        if certificate is None:
-            settings["pool_mode"] = "transaction"
-            if _version() >= FOLLOWS_STATEMENTS:
-                # So that every version behaves as the old ones do.
-                settings["max_prepared_statements"] = 0
-        else:
-            settings["pool_mode"] = "session"
-            settings["client_tls_sslmode"] = "require"
+        if certificate is not None:
+            settings["client_tls_sslmode"] = "verify-ca" if clients_root else "require"
             settings["client_tls_cert_file"] = folder / "server.crt"
             settings["client_tls_key_file"] = folder / "server.key"
             self._keep(certificate)
+        elif _version() >= FOLLOWS_STATEMENTS:
+            # So that every version behaves as the old ones do.
+            settings["max_prepared_statements"] = 0
         if clients_root is not None:
-            settings["client_tls_sslmode"] = "verify-ca"
             settings["client_tls_ca_file"] = shutil.copy(clients_root, folder / "clients.crt")
         lines = [
             "[databases]",

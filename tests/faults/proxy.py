@@ -6,7 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,22 +63,22 @@ class Proxy:
     def stall(self) -> None:
         """Swallow the packets of every connection, old and new, until `resume`."""
         self._mute = True
-        self._call(self._set_flowing, False)
+        self._run(self._set_flowing(False))
 
     def resume(self) -> None:
         """Packets flow again; what TCP would have sent anew arrives now."""
         self._mute = False
-        self._call(self._set_flowing, True)
+        self._run(self._set_flowing(True))
 
     @contextmanager
     def stranded(self) -> Iterator[None]:
         """Leave every present connection half open meanwhile, then reset it; new ones work."""
         links = list(self._links)
-        self._call(self._set_flowing, False)
+        self._run(self._set_flowing(False))
         try:
             yield
         finally:
-            self._call(self._cut, links)
+            self._run(self._cut(links))
 
     @contextmanager
     def ends_lost(self) -> Iterator[None]:
@@ -89,7 +89,7 @@ class Proxy:
             yield
         finally:
             self._ends_arrive = True
-            self._call(self._cut, links)
+            self._run(self._cut(links))
 
     def lose_answers(self, count: int) -> None:
         """Reset the connection in place of passing on what the server says next, so many times."""
@@ -97,7 +97,7 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset every present connection."""
-        self._call(self._cut, list(self._links))
+        self._run(self._cut(list(self._links)))
 
     def mute(self) -> None:
         """Accept new connections and never answer them, until `resume`."""
@@ -126,17 +126,11 @@ class Proxy:
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
-    def _call(self, function: Callable[..., None], *arguments: object) -> None:
-        async def call() -> None:
-            function(*arguments)
-
-        self._run(call())
-
-    def _set_flowing(self, flowing: bool) -> None:
+    async def _set_flowing(self, flowing: bool) -> None:
         for link in self._links:
             (link.flowing.set if flowing else link.flowing.clear)()
 
-    def _cut(self, links: list["_Link"]) -> None:
+    async def _cut(self, links: list["_Link"]) -> None:
         for link in links:
             link.cut()
 
@@ -165,7 +159,7 @@ class Proxy:
 
     async def _close(self) -> None:
         await self._refuse()
-        self._cut(list(self._links))
+        await self._cut(list(self._links))
         for task in list(self._tasks):
             await _end(task)
 

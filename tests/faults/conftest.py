@@ -16,14 +16,8 @@ from faults.stage import POOL, Scene, postgresql, someone, watched
 
 
 @pytest.fixture(scope="module")
-def server_settings() -> dict[str, object]:
-    """For a module to say what its server is started with."""
-    return {}
-
-
-@pytest.fixture(scope="module")
-def server(server_settings: dict[str, object]) -> Iterator[PostgreSQL]:
-    with postgresql(**server_settings) as server:
+def server() -> Iterator[PostgreSQL]:
+    with postgresql() as server:
         yield server
 
 

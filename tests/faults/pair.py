@@ -15,7 +15,7 @@ from service import create_database
 from support import Caller
 
 from faults.proxy import Proxy, proxying
-from faults.stage import connected, eventually, postgresql, stopped
+from faults.stage import configure, connected, eventually, postgresql, stopped
 
 
 class Pair(NamedTuple):
@@ -94,13 +94,23 @@ class Pair(NamedTuple):
                 await standby.execute("SELECT pg_wal_replay_resume()")
 
 
+async def _make_synchronous(primary: PostgreSQL) -> None:
+    await configure(primary.url(), "synchronous_standby_names", "'*'")
+    async with connected(primary.url()) as connection:
+        is_so = "SELECT sync_state = 'sync' FROM pg_stat_replication"
+        await eventually(lambda: connection.fetchval(is_so))
+
+
 @contextmanager
-def paired() -> Iterator[Pair]:
+def paired(*, synchronous: bool = False) -> Iterator[Pair]:
+    """Synchronous ones have a primary that commits only what its standby has too."""
     with ExitStack() as stack:
         primary = stack.enter_context(postgresql())
         folder = stack.enter_context(TemporaryDirectory(prefix="task-api-"))
         standby = Replica(Path(folder), primary)
         standby.start()
+        if synchronous:
+            asyncio.run(_make_synchronous(primary))
         stack.callback(standby.stop, "immediate")
         database = create_database(primary).rpartition("/")[2]
         to_primary = stack.enter_context(proxying(primary.port))

@@ -2,22 +2,26 @@
 """What the fault tests share: servers, a ledger of who was promised what, patience and clocks."""
 
 import asyncio
+import atexit
 import re
 import secrets
 import socket
+import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from inspect import isawaitable
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple
 
 import asyncpg
 import httpx
 from postgresql import PostgreSQL
-from service import PATIENCE, Service
+from service import PATIENCE, Service, serving
 from support import Caller, assert_error
 
 from faults.proxy import Proxy
@@ -35,12 +39,24 @@ POOL = 10
 SHARE = 8
 
 
+@cache
+def _empty_cluster() -> str:
+    """A folder to copy, which is quicker than to make a cluster anew."""
+    folder = mkdtemp(prefix="task-api-")
+    atexit.register(rmtree, folder)
+    PostgreSQL(Path(folder))
+    return folder
+
+
 @contextmanager
 def postgresql(**settings: object) -> Iterator[PostgreSQL]:
     """A server of a module's own, which its tests may stop, as long as they start it again."""
     # Not in pytest's own folder, which each run closes to other users, PostgreSQL's among them.
     with TemporaryDirectory(prefix="task-api-") as folder:
+        subprocess.run(["cp", "-aT", _empty_cluster(), folder], check=True)
         server = PostgreSQL(Path(folder))
+        # A role for tests of passwords.
+        server.require_password("secured")
         server.start(**settings)
         try:
             yield server
@@ -104,6 +120,19 @@ async def rows_locked(url: str, *task_ids: int) -> AsyncIterator[None]:
     async with connected(url) as connection, connection.transaction():
         await connection.execute("SELECT FROM task WHERE id = ANY ($1) FOR UPDATE", task_ids)
         yield
+
+
+_FILL = """
+    INSERT INTO task (user_id, title, description, completed, created_at, updated_at)
+    SELECT $1, 'Buy milk ' || n, repeat($3, 1000), false, now() - n * interval '1 second', now()
+    FROM generate_series(1, $2) n
+"""
+
+
+async def fill(url: str, user: str, count: int, letter: str) -> None:
+    """Give a user so many tasks, each with a thousand letters."""
+    async with connected(url) as connection:
+        await connection.execute(_FILL, user, count, letter)
 
 
 async def configure(url: str, name: str, value: str | None) -> None:
@@ -185,8 +214,12 @@ def statuses(answers: Iterable[Answer]) -> Counter[int]:
     return Counter(answer.status for answer in answers)
 
 
-def assert_in_time(answers: Iterable[Answer]) -> None:
-    """Every one came within the bound, and a 503 has its one form and says when to come again."""
+def assert_in_time(answers: Sequence[Answer], counts: dict[int, int] | None = None) -> None:
+    """Every one came within the bound, and a 503 has its one form and says when to come again.
+
+    There are so many of each status, if `counts` says so.
+    """
+    assert counts in (None, statuses(answers))
     for answer in answers:
         assert answer.seconds < BOUND, answer
         if answer.status >= 500:
@@ -287,6 +320,10 @@ class Ledger:
         """Until as many have been promised."""
         await eventually(lambda: len(self.promised) >= count)
 
+    async def more(self, count: int) -> None:
+        """Until as many further ones have been promised."""
+        await self.reach(len(self.promised) + count)
+
     def assert_kept(self, tasks: list[dict[str, Any]]) -> None:
         """Every promise is kept, and nothing is there twice or out of nowhere."""
         kept = {task["title"]: task["id"] for task in tasks}
@@ -337,6 +374,16 @@ def watched(service: Service) -> Iterator[None]:
     yield
     assert service.process.poll() is None, "the process has ended"
     assert_no_traceback(service, since)
+
+
+@asynccontextmanager
+async def used(
+    folder: Path, **environment: str
+) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
+    """A service of a test's own, watched, and a client of it."""
+    with serving(folder, **environment) as service, watched(service):
+        async with service.client() as http:
+            yield service, http
 
 
 def assert_no_traceback(service: Service, since: int = 0) -> None:

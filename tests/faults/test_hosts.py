@@ -5,33 +5,20 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from databases import new, settings_for
-from postgresql import PostgreSQL
-from service import Service, serving
+from databases import new, settings_for, stored
 from sqlalchemy import Integer, bindparam, func, select
 from support import Caller
 
 from db import open_database
+from faults import stage
 from faults.pair import Pair, paired
-from faults.stage import (
-    POOL,
-    RECOVERY,
-    Ledger,
-    configure,
-    connected,
-    eventually,
-    have_backends,
-    listed,
-    load,
-    someone,
-    watched,
-)
 from kit.database.database import Database
 from kit.database.execute import Statement
 from kit.database.hosts import LATE
@@ -48,24 +35,16 @@ WRITERS = 8
 READERS = 4
 
 
-@contextmanager
-def synchronous() -> Iterator[Pair]:
-    """Their primary commits only what its standby has too."""
-    with paired() as pair:
-        asyncio.run(make_synchronous(pair.primary))
-        yield pair
-
-
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     """For a test that promotes the standby."""
-    with synchronous() as pair:
+    with paired(synchronous=True) as pair:
         yield pair
 
 
 @pytest.fixture(scope="module")
 def shared_pair() -> Iterator[Pair]:
-    with synchronous() as pair:
+    with paired(synchronous=True) as pair:
         yield pair
 
 
@@ -77,26 +56,7 @@ def lasting(shared_pair: Pair) -> Iterator[Pair]:
     shared_pair.to_standby.restore()
 
 
-async def make_synchronous(primary: PostgreSQL) -> None:
-    await configure(primary.url(), "synchronous_standby_names", "'*'")
-    async with connected(primary.url()) as connection:
-        is_so = "SELECT sync_state = 'sync' FROM pg_stat_replication"
-        await eventually(lambda: connection.fetchval(is_so))
-
-
-@asynccontextmanager
-async def served_by(
-    folder: Path, **environment: str
-) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
-    with serving(folder, DATABASE_POOL_SIZE=str(POOL), **environment) as service:
-        async with service.client() as http:
-            with watched(service):
-                yield service, http
-
-
 class Answered(NamedTuple):
-    """When a request was answered, and after how many seconds."""
-
     at: float
     seconds: float
     status: int
@@ -106,8 +66,8 @@ class Traffic(Caller):
     """A user with writers and readers who never stop, and how each of them was answered."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
-        super().__init__(http, someone(http).user)
-        self.ledger = Ledger()
+        super().__init__(http, stage.someone(http).user)
+        self.ledger = stage.Ledger()
         self.reads: list[Answered] = []
         self.writes: list[Answered] = []
 
@@ -123,25 +83,18 @@ class Traffic(Caller):
 
     @asynccontextmanager
     async def flowing(self) -> AsyncIterator[None]:
-        async with load(WRITERS, self._write), load(READERS, self._read):
+        write = partial(self.ledger.post_until, self)
+        async with stage.load(WRITERS, write), stage.load(READERS, self._read):
             await self.ledger.reach(100)
             yield
-
-    async def _write(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            await self.ledger.post(self)
 
     async def _read(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             await self.get()
 
-    async def more(self, count: int) -> None:
-        """Until as many further writes have succeeded."""
-        await self.ledger.reach(len(self.ledger.promised) + count)
-
     async def failed(self, count: int) -> None:
         """Until as many writes have failed."""
-        await eventually(lambda: self.ledger.answers[503] >= count)
+        await stage.eventually(lambda: self.ledger.answers[503] >= count)
 
     async def assert_over(self, promoted: float, *, reads: set[int]) -> None:
         """Writes succeeded soon after the promotion, and all that was promised was kept."""
@@ -152,12 +105,12 @@ class Traffic(Caller):
             "the first write %.2f s after the promotion, %d refused, the slowest answer %.1f s",
             *(min(written) - promoted, len(failed), slowest),
         )
-        assert min(written) - promoted < RECOVERY
-        assert max(failed, default=promoted) - promoted < RECOVERY
+        assert min(written) - promoted < stage.RECOVERY
+        assert max(failed, default=promoted) - promoted < stage.RECOVERY
         assert slowest < LIMIT
         assert self.ledger.answers.keys() <= {201, 503}
         assert {answer.status for answer in self.reads} <= reads
-        self.ledger.assert_kept(await listed(self))
+        self.ledger.assert_kept(await stage.listed(self))
 
 
 class TestFailover:
@@ -165,36 +118,37 @@ class TestFailover:
     # Without the cure it uses up all the time there is for connecting, and each connection that was
     # left there keeps a request waiting.
 
-    @pytest.mark.parametrize("failures", [0, 3 * WRITERS], ids=["at once", "late"])
-    @pytest.mark.parametrize("how", ["refusing", "swallowing"])
+    @pytest.mark.parametrize(
+        ("how", "failures"), [("refusing", 0), ("swallowing", 0), ("swallowing", 3 * WRITERS)]
+    )
     async def test_is_over_two_seconds_after_the_promotion(
         self, tmp_path: Path, pair: Pair, how: str, failures: int
     ) -> None:
         url = pair.direct if how == "refusing" else pair.by_proxies
-        async with served_by(tmp_path, DATABASE_URL=url) as (service, http):
+        async with stage.used(tmp_path, DATABASE_URL=url) as (service, http):
             traffic = Traffic(http)
             async with traffic.flowing():
                 async with pair.without_primary(how):
                     await traffic.failed(failures)
                     promoted = await pair.promote()
-                    await traffic.more(100)
+                    await traffic.ledger.more(100)
                 # Nobody goes back to what calls itself primary too.
-                await traffic.more(100)
+                await traffic.ledger.more(100)
             await traffic.assert_over(promoted, reads={200, 503})
             [moved] = [line for line in service.log().splitlines() if "go to" in line]
             assert moved.startswith("INFO")
 
     async def test_from_a_primary_that_was_made_read_only(self, tmp_path: Path, pair: Pair) -> None:
         # As a provider does it who moves to another machine: connections stay, writes are 25006.
-        async with served_by(tmp_path, DATABASE_URL=pair.direct) as (_, http):
+        async with stage.used(tmp_path, DATABASE_URL=pair.direct) as (_, http):
             traffic = Traffic(http)
             async with traffic.flowing():
-                await configure(pair.url, "default_transaction_read_only", "on")
+                await stage.configure(pair.url, "default_transaction_read_only", "on")
                 await traffic.failed(WRITERS)
                 promoted = await pair.promote()
-                await traffic.more(100)
+                await traffic.ledger.more(100)
                 # Reads would have gone on there, and told of what is past.
-                await have_backends(pair.url, 0)
+                await stage.have_backends(pair.url, 0)
             await traffic.assert_over(promoted, reads={200})
 
 
@@ -203,36 +157,29 @@ class TestReading:
         self, tmp_path: Path, pair: Pair
     ) -> None:
         environment = dict.fromkeys(("DATABASE_URL", "DATABASE_READ_URL"), pair.by_proxies)
-        async with served_by(tmp_path, **environment) as (_, http):
-            await eventually(lambda: pair.is_read_from(someone(http)))
+        async with stage.used(tmp_path, **environment) as (_, http):
+            await stage.eventually(lambda: pair.is_read_from(stage.someone(http)))
             traffic = Traffic(http)
             async with traffic.flowing(), pair.without_primary("swallowing"):
                 await traffic.failed(WRITERS)
                 promoted = await pair.promote()
-                await traffic.more(100)
+                await traffic.ledger.more(100)
             await traffic.assert_over(promoted, reads={200})
 
     async def test_goes_to_the_next_host_when_one_falls_mute(
         self, tmp_path: Path, lasting: Pair
     ) -> None:
-        url = lasting.url
-        ports = lasting.to_standby.port, lasting.to_primary.port
-        read_url = f"{lasting.hosts(*ports)}?application_name=reader"
-        async with served_by(tmp_path, DATABASE_URL=url, DATABASE_READ_URL=read_url) as (_, http):
+        read_url = lasting.hosts(lasting.to_standby.port, lasting.to_primary.port)
+        read_url += "?application_name=reader"
+        environment = {"DATABASE_URL": lasting.url, "DATABASE_READ_URL": read_url}
+        async with stage.used(tmp_path, **environment) as (_, http):
             traffic = Traffic(http)
-
-            async def reads_at(server: PostgreSQL) -> object:
-                reading = "SELECT FROM pg_stat_activity WHERE application_name = 'reader'"
-                async with connected(server.url(lasting.database)) as connection:
-                    return await connection.fetch(reading)
-
+            readers = "SELECT pid FROM pg_stat_activity WHERE application_name = 'reader'"
             async with traffic.flowing():
-                await eventually(lambda: reads_at(lasting.standby))
+                await stage.eventually(lambda: stored(lasting.standby_url, readers))
                 lasting.to_standby.stall()
-                stalled = time.monotonic()
-                await eventually(lambda: reads_at(lasting.primary))
-                assert time.monotonic() - stalled < LIMIT
-                await traffic.more(100)
+                await stage.eventually(lambda: stored(lasting.url, readers), LIMIT)
+                await traffic.ledger.more(100)
             assert {answer.status for answer in traffic.writes} == {201}
             assert {answer.status for answer in traffic.reads} <= {200, 503}
             assert max(answer.seconds for answer in traffic.reads) < LIMIT
@@ -306,8 +253,7 @@ class TestTarget:
             with pytest.raises(DatabaseUnavailable, match="it can't be reached"):
                 await port_of(database)
         lasting.to_primary.accept()
-        url = f"{lasting.hosts(lasting.standby.port, lasting.to_standby.port)}"
-        async with opened(url) as database:
+        async with opened(lasting.hosts(lasting.standby.port, lasting.to_standby.port)) as database:
             with pytest.raises(DatabaseUnavailable, match="no host of DATABASE_URL is what"):
                 await port_of(database)
 
@@ -325,7 +271,7 @@ class TestTarget:
             async def is_found() -> bool:
                 return await port_of(database) == lasting.standby.port
 
-            await eventually(is_found)
+            await stage.eventually(is_found)
 
 
 class TestConnections:
@@ -341,17 +287,19 @@ class TestConnections:
                 await database.engine.dispose()
             assert lasting.to_primary.connections == before + 1
             # What was begun with it is given up.
-            await eventually(lambda: len(asyncio.all_tasks()) == tasks)
+            await stage.eventually(lambda: len(asyncio.all_tasks()) == tasks)
             lasting.to_primary.resume()
-            await have_backends(lasting.url, 0)
+            await stage.have_backends(lasting.url, 0)
 
     async def test_to_one_host_are_made_anew_when_a_write_is_refused(self, lasting: Pair) -> None:
         # What they lead to may have been the primary, and its name may be another server's by now.
         async with opened(lasting.direct) as database:
             await upgrade_tables(database)
         url = lasting.standby_url
-        async with connected(url) as connection:
-            await eventually(lambda: connection.fetchval("SELECT to_regclass('task') NOTNULL"))
+        async with stage.connected(url) as connection:
+            await stage.eventually(
+                lambda: connection.fetchval("SELECT to_regclass('task') NOTNULL")
+            )
         async with opened(url) as database:
             before = await PID.rows(Session(database))
             assert await PID.rows(Session(database)) == before
@@ -363,11 +311,11 @@ class TestConnections:
         pair.to_primary.mute()
         async with opened(pair.by_proxies, database_connect_timeout=60) as database:
             port = asyncio.create_task(port_of(database))
-            await eventually(lambda: pair.to_standby.connections > 0)
+            await stage.eventually(lambda: pair.to_standby.connections > 0)
             assert not port.done()
             promoted = await pair.promote()
             assert await port == pair.standby.port
-            assert time.monotonic() - promoted < RECOVERY
+            assert time.monotonic() - promoted < stage.RECOVERY
 
     async def test_in_use_are_left_in_peace_and_closed_afterwards(
         self, lasting: Pair, monkeypatch: pytest.MonkeyPatch
@@ -381,7 +329,7 @@ class TestConnections:
                 assert await session.scalar(own_port) == lasting.primary.port
                 statement = SLOW_PORT.rows(Session(database), seconds=0.8 * LATE)
                 slow = group.create_task(statement)
-                await have_backends(url, 1, "wait_event = 'PgSleep'")
+                await stage.have_backends(url, 1, "wait_event = 'PgSleep'")
                 lasting.to_primary.mute()
                 assert await port_of(database) == lasting.standby.port
                 assert not slow.done()

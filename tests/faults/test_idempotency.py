@@ -9,7 +9,7 @@ from service import serving
 from support import Caller
 
 from faults.proxy import Proxy
-from faults.stage import connected, eventually
+from faults.stage import connected, eventually, used
 
 KEY = {"Idempotency-Key": "8f14e45f-ceea-467f-a8d2"}
 MILK = {"title": "Buy milk"}
@@ -29,7 +29,7 @@ async def test_is_repeated_by_the_service_when_its_answer_is_lost(
 
 
 async def test_without_a_key_is_not(alice: Caller, proxy: Proxy) -> None:
-    """Since it may have been done: which the one above would not show otherwise."""
+    """Since it may have been done."""
     await alice.add()
     proxy.lose_answers(1)
     assert (await alice.post(MILK)).status_code == 503
@@ -51,10 +51,9 @@ async def test_survives_a_kill_between_write_and_answer(
                 victim.kill()
                 with pytest.raises(Exception, match=r"disconnected|ReadError|^$"):
                     await answer
-    with serving(tmp_path, DATABASE_URL=empty_url) as successor:
-        async with successor.client() as http:
-            alice = Caller(http, "alice")
-            again = await alice.post(MILK, headers=KEY)
-            assert again.status_code == 201
-            assert again.headers["idempotency-replayed"] == "true"
-            assert (await alice.get()).json()[:-1] == [again.json()]
+    async with used(tmp_path, DATABASE_URL=empty_url) as (_, http):
+        alice = Caller(http, "alice")
+        again = await alice.post(MILK, headers=KEY)
+        assert again.status_code == 201
+        assert again.headers["idempotency-replayed"] == "true"
+        assert (await alice.get()).json()[:-1] == [again.json()]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from databases import execute
 from postgresql import PostgreSQL
-from service import ROOT, serving
+from service import ROOT
 
 from benchmarks.growth import PLAN_MODES, REQUESTS, Plan, create_table, plans
-from faults.stage import complaints, connected, listed, someone, watched
+from faults.stage import complaints, connected, listed, someone, used
 
-ROWS = 50_000
+ROWS = 20_000
 BETTER_AUTH = """
     CREATE TABLE "user" (id text PRIMARY KEY);
     INSERT INTO "user" SELECT DISTINCT user_id FROM task;
@@ -31,46 +31,45 @@ def sql_of_the_document() -> tuple[str, str]:
 async def test_service_runs_on(server: PostgreSQL, folder: Path) -> None:
     table = await asyncio.to_thread(create_table, server, folder, ROWS)
     partition, tie = sql_of_the_document()
-    with serving(folder, DATABASE_URL=table.url) as service, watched(service):
-        async with service.client() as http, connected(table.url) as connection:
-            alice = someone(http)
-            old, gone = await alice.add("old"), await alice.add("gone")
-            await alice.delete(f"/{gone['id']}")
-            await connection.execute(partition)
-            await connection.execute(BETTER_AUTH)
-            await connection.execute(tie)
+    async with (
+        used(folder, DATABASE_URL=table.url) as (service, http),
+        connected(table.url) as connection,
+    ):
+        alice = someone(http)
+        old, gone = await alice.add("old"), await alice.add("gone")
+        await alice.delete(f"/{gone['id']}")
+        await connection.execute(partition)
+        await connection.execute(BETTER_AUTH)
+        await connection.execute(tie)
 
-            new = await alice.add("new")
-            # The id of a deleted task is not given again.
-            assert new["id"] > gone["id"]
-            assert await listed(alice) == [new, old]
-            assert (await alice.get(f"/{old['id']}")).json() == old
-            changed = await alice.put(f"/{old['id']}", {"title": "changed"})
-            assert changed.json()["title"] == "changed"
-            assert (await alice.complete(old["id"])).json()["completed"] is True
-            assert (await alice.delete(f"/{old['id']}")).status_code == 204
-            assert await listed(alice) == [new]
-            # A user whom Better Auth does not know, and one whom it deletes.
-            assert (await someone(http).post({"title": "Nobody's"})).status_code == 401
-            await connection.execute('DELETE FROM "user" WHERE id = $1', alice.user)
-            assert await listed(alice) == []
-            bob = someone(http)
-            await connection.execute('INSERT INTO "user" VALUES ($1)', bob.user)
-            for n in range(5):
-                await bob.add(f"task {n}")
+        new = await alice.add("new")
+        # The id of a deleted task is not given again.
+        assert new["id"] > gone["id"]
+        assert await listed(alice) == [new, old]
+        assert (await alice.get(f"/{old['id']}")).json() == old
+        await alice.put(f"/{old['id']}", {"title": "changed"})
+        completed = (await alice.complete(old["id"])).json()
+        assert (completed["title"], completed["completed"]) == ("changed", True)
+        assert (await alice.delete(f"/{old['id']}")).status_code == 204
+        assert await listed(alice) == [new]
+        # A user whom Better Auth does not know, and one whom it deletes.
+        assert (await someone(http).post({"title": "Nobody's"})).status_code == 401
+        await connection.execute('DELETE FROM "user" WHERE id = $1', alice.user)
+        assert await listed(alice) == []
+        bob = someone(http)
+        await connection.execute('INSERT INTO "user" VALUES ($1)', bob.user)
+        for n in range(5):
+            await bob.add(f"task {n}")
 
-            rows = await connection.fetchval("SELECT count(*) FROM task")
-            used = await connection.fetch("SELECT DISTINCT tableoid FROM task")
-            assert (rows, len(used)) == (ROWS + 5, 16)
-            # Each user's are in one, what a POST has added included.
-            homes = await connection.fetch(
-                "SELECT count(DISTINCT tableoid) FROM task GROUP BY user_id"
-            )
-            assert {home[0] for home in homes} == {1}
-    with serving(folder, DATABASE_URL=table.url) as service, watched(service):
+        rows = await connection.fetchval("SELECT count(*) FROM task")
+        touched = await connection.fetch("SELECT DISTINCT tableoid FROM task")
+        assert (rows, len(touched)) == (ROWS + 5, 16)
+        # Each user's are in one, what a POST has added included.
+        homes = await connection.fetch("SELECT count(DISTINCT tableoid) FROM task GROUP BY user_id")
+        assert {home[0] for home in homes} == {1}
+    async with used(folder, DATABASE_URL=table.url) as (service, http):
         # The next start finds nothing to do.
-        async with service.client() as http:
-            assert await listed(someone(http)) == []
+        assert await listed(someone(http)) == []
         assert complaints(service) == []
 
 

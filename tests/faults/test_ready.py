@@ -8,19 +8,7 @@ import pytest
 from databases import execute, opened
 from postgresql import PostgreSQL
 
-from faults.stage import (
-    BOUND,
-    POOL,
-    RECOVERY,
-    Scene,
-    assert_unavailable,
-    at_once,
-    connected,
-    eventually,
-    is_ready,
-    reads_and_writes,
-    statuses,
-)
+from faults import stage
 
 # With a probe that asks the database each time: every few seconds it wakes a compute that Neon has
 # suspended, or keeps it from being suspended. With one that asks nothing at all: a balancer sends
@@ -30,17 +18,18 @@ from faults.stage import (
 class TestReady:
     # Closed connections are no failure, as when Neon suspends a compute: the next request wakes it.
     @pytest.mark.parametrize("connections", ["idle", "closed"])
-    async def test_leaves_a_database_without_a_query(self, scene: Scene, connections: str) -> None:
-        await at_once(reads_and_writes(scene.alice, 2 * POOL, "Before"))
+    async def test_leaves_a_database_without_a_query(
+        self, scene: stage.Scene, connections: str
+    ) -> None:
+        await stage.at_once(stage.reads_and_writes(scene.alice, 2 * stage.POOL, "Before"))
         if connections == "closed":
             scene.proxy.cut()
         before = (scene.proxy.round_trips, scene.proxy.connections)
-        for _ in range(50):
-            assert await is_ready(scene.http)
+        assert await stage.is_ready(scene.http)
         head = await scene.http.head("/health/ready")
         assert (head.status_code, head.content) == (200, b"")
-        answers = await at_once(scene.http.get("/health/ready") for _ in range(50))
-        assert statuses(answers) == {200: 50}
+        answers = await stage.at_once(scene.http.get("/health/ready") for _ in range(50))
+        assert stage.statuses(answers) == {200: 50}
         assert (scene.proxy.round_trips, scene.proxy.connections) == before
         assert (await scene.alice.get()).status_code == 200
 
@@ -54,18 +43,18 @@ class TestNotReady:
         await execute(empty_url, "CREATE ROLE limited LOGIN")
         refused = server.log().count("permission denied")
         async with opened(empty_url.replace("postgres@", "limited@")) as database:
-            await eventually(lambda: server.log().count("permission denied") >= refused + 3)
+            await stage.eventually(lambda: server.log().count("permission denied") >= refused + 3)
             assert not await database.is_ready()
             await execute(empty_url, "GRANT CREATE ON SCHEMA public TO limited")
-            await eventually(database.is_ready, BOUND)
+            await stage.eventually(database.is_ready, stage.BOUND)
         await execute(empty_url, "DROP OWNED BY limited; DROP ROLE limited")
 
-    async def test_when_the_table_is_gone(self, scene: Scene) -> None:
+    async def test_when_the_table_is_gone(self, scene: stage.Scene) -> None:
         await scene.alice.add()
-        async with connected(scene.url) as connection:
+        async with stage.connected(scene.url) as connection:
             await connection.execute("ALTER TABLE task RENAME TO task_away")
-            assert_unavailable(await scene.alice.get())
-            assert not await is_ready(scene.http)
+            stage.assert_unavailable(await scene.alice.get())
+            assert not await stage.is_ready(scene.http)
             await connection.execute("ALTER TABLE task_away RENAME TO task")
-        await eventually(lambda: is_ready(scene.http), RECOVERY)
+        await stage.eventually(lambda: stage.is_ready(scene.http), stage.RECOVERY)
         assert (await scene.alice.get()).status_code == 200

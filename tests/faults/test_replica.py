@@ -9,39 +9,12 @@ from statistics import median
 
 import httpx
 import pytest
-from databases import execute
 from service import Service, create_database, serving
 from support import Caller
 
+from faults import stage
 from faults.pair import Pair, paired
-from faults.proxy import proxying
-from faults.stage import (
-    AT_ONCE,
-    POOL,
-    RECOVERY,
-    assert_in_time,
-    assert_unavailable,
-    at_once,
-    backends,
-    complaints,
-    configure,
-    connected,
-    eventually,
-    have_backends,
-    listed,
-    load,
-    reads_and_writes,
-    recovered,
-    served,
-    someone,
-    statuses,
-    stopped,
-    watched,
-)
 from faults.test_round_trips import OPERATIONS
-
-# Without the cure, a replica is one more machine whose failure takes the service away, and one that
-# tells old news where nobody expects it: in the answer to the very write.
 
 TIMES = 5
 
@@ -51,7 +24,7 @@ def environment(site: Pair, **settings: str) -> dict[str, str]:
     return {
         "DATABASE_URL": site.to_primary.url(site.url),
         "DATABASE_READ_URL": site.to_standby.url(site.standby_url),
-        "DATABASE_POOL_SIZE": str(POOL),
+        "DATABASE_POOL_SIZE": str(stage.POOL),
         **settings,
     }
 
@@ -73,8 +46,8 @@ def service(tmp_path_factory: pytest.TempPathFactory, site: Pair) -> Iterator[Se
 async def http(service: Service, site: Pair) -> AsyncIterator[httpx.AsyncClient]:
     async with service.client() as http:
         await site.replayed()
-        await eventually(lambda: site.is_read_from(someone(http)))
-        with watched(service):
+        await stage.eventually(lambda: site.is_read_from(stage.someone(http)))
+        with stage.watched(service):
             try:
                 yield http
             finally:
@@ -106,18 +79,17 @@ class TestReplica:
             assert (await alice.delete(f"/{gone['id']}")).status_code == 204
             assert (await alice.delete(f"/{gone['id']}")).status_code == 404
             added = await alice.add("added")
-            async with connected(site.url) as primary:
-                titles = await primary.fetch(
-                    "SELECT title FROM task WHERE user_id = $1", alice.user
-                )
-            assert {row["title"] for row in titles} == {"new", "added"}
+            hers = "SELECT title FROM task WHERE user_id = $1"
+            async with stage.connected(site.url) as primary:
+                titles = {row["title"] for row in await primary.fetch(hers, alice.user)}
+            assert titles == {"new", "added"}
 
             # What a reader is told meanwhile is what was so before.
-            assert await listed(alice) == [gone, old]
+            assert await stage.listed(alice) == [gone, old]
             assert (await alice.get(f"/{old['id']}")).json() == old
             assert (await alice.get(f"/{added['id']}")).status_code == 404
         await site.replayed()
-        assert [task["title"] for task in await listed(alice)] == ["added", "new"]
+        assert [task["title"] for task in await stage.listed(alice)] == ["added", "new"]
         assert await site.is_read_from(alice)
 
     async def test_that_lacks_a_column_is_no_failure_of_a_read(
@@ -125,22 +97,22 @@ class TestReplica:
     ) -> None:
         # As behind a migration: what it was asked for, the primary has already.
         task = await alice.add()
-        async with connected(site.url) as primary:
+        async with stage.connected(site.url) as primary:
             await primary.execute("ALTER TABLE task RENAME COLUMN description TO details")
             async with site.paused():
                 await primary.execute("ALTER TABLE task RENAME COLUMN details TO description")
                 assert (await alice.get(f"/{task['id']}")).json() == task
-                assert await listed(alice) == [task]
+                assert await stage.listed(alice) == [task]
         await site.replayed()
-        await eventually(lambda: site.is_read_from(alice), RECOVERY)
+        await stage.eventually(lambda: site.is_read_from(alice), stage.RECOVERY)
 
     async def test_that_ends_a_statement_to_keep_up_causes_no_500(
         self, site: Pair, service: Service, alice: Caller
     ) -> None:
         since = len(service.log())
         task = await alice.add()
-        await configure(site.standby_url, "max_standby_streaming_delay", "0")
-        async with connected(site.url) as primary:
+        await stage.configure(site.standby_url, "max_standby_streaming_delay", "0")
+        async with stage.connected(site.url) as primary:
             # Reads that last a second.
             await primary.execute("""
                 ALTER TABLE task RENAME TO task_rows;
@@ -149,19 +121,19 @@ class TestReplica:
             await site.replayed()
             try:
                 async with asyncio.TaskGroup() as group:
-                    reads = group.create_task(at_once(alice.get() for _ in range(TIMES)))
-                    await have_backends(site.standby_url, TIMES, "wait_event = 'PgSleep'")
+                    reads = group.create_task(stage.at_once(alice.get() for _ in range(TIMES)))
+                    await stage.have_backends(site.standby_url, TIMES, "wait_event = 'PgSleep'")
                     await primary.execute("BEGIN; LOCK TABLE task_rows; COMMIT")
             finally:
                 await primary.execute("DROP VIEW task; ALTER TABLE task_rows RENAME TO task")
-                await configure(site.standby_url, "max_standby_streaming_delay", None)
+                await stage.configure(site.standby_url, "max_standby_streaming_delay", None)
         answers = reads.result()
-        assert_in_time(answers)
+        stage.assert_in_time(answers)
         # They are run again, which takes them another second: more than there is time for in turn.
-        assert statuses(answers).keys() <= {200, 503}
+        assert stage.statuses(answers).keys() <= {200, 503}
         assert "the replica of DATABASE_READ_URL does not serve" not in service.log()[since:]
-        assert await listed(alice) == [task]
-        await eventually(lambda: site.is_read_from(alice), RECOVERY)
+        assert await stage.listed(alice) == [task]
+        await stage.eventually(lambda: site.is_read_from(alice), stage.RECOVERY)
 
 
 class TestReplicaAway:
@@ -178,49 +150,26 @@ class TestReplicaAway:
             while not stop.is_set():
                 answers[(await alice.get()).status_code] += 1
 
-        async def reads(count: int) -> None:
-            enough = answers.total() + count
-            await eventually(lambda: answers.total() >= enough)
-
-        async with load(TIMES, read):
-            await reads(20)
+        async with stage.load(TIMES, read):
+            await stage.eventually(lambda: answers.total() >= 20)
             if how == "refusing":
                 site.to_standby.refuse()
                 site.to_standby.cut()
-                await reads(100)
+                await stage.eventually(lambda: answers.total() >= 120)
                 site.to_standby.accept()
             else:
-                async with stopped(site.standby):
-                    await reads(100)
-        seconds = await eventually(lambda: site.is_read_from(alice))
-        assert seconds < RECOVERY
+                async with stage.stopped(site.standby):
+                    await stage.eventually(lambda: answers.total() >= 120)
+        await stage.eventually(lambda: site.is_read_from(alice), stage.RECOVERY)
         # A read that a stopping server kept waiting is a 503, one that it refuses is none.
         assert answers.keys() <= {200, 503}
         assert answers[503] <= (0 if how == "refusing" else TIMES), answers
 
-        begin, end = complaints(service, since)
+        begin, end = stage.complaints(service, since)
         assert "the replica of DATABASE_READ_URL does not serve, and the primary is read" in begin
         assert "over after" in end
         assert "DATABASE_READ_URL" in end
         assert "postgres:" not in begin + end
-
-    async def test_at_the_start_is_taken_up_when_it_is_there(
-        self, tmp_path: Path, site: Pair
-    ) -> None:
-        with proxying(site.standby.port) as to_standby:
-            to_standby.refuse()
-            standby_url = to_standby.url(site.standby_url)
-            own = site._replace(to_standby=to_standby)
-            with serving(tmp_path, **environment(site, DATABASE_READ_URL=standby_url)) as service:
-                async with service.client() as http:
-                    alice = someone(http)
-                    # Nobody may know yet that there is a replica: her own writes are there.
-                    task = await alice.add()
-                    assert await listed(alice) == [task]
-                    assert (await http.get("/health/ready")).status_code == 200
-                    to_standby.accept()
-                    await eventually(lambda: own.is_read_from(alice), RECOVERY)
-                    assert await listed(alice) == [task]
 
     async def test_without_a_word_holds_up_nobody_but_those_who_wait(
         self, site: Pair, alice: Caller
@@ -228,45 +177,32 @@ class TestReplicaAway:
         task = await alice.add()
         await site.replayed()
         site.to_standby.stall()
-        answers = await at_once(alice.get() for _ in range(2 * POOL))
-        assert_in_time(answers)
-        assert statuses(answers).keys() <= {200, 503}
+        answers = await stage.at_once(alice.get() for _ in range(2 * stage.POOL))
+        stage.assert_in_time(answers)
+        assert stage.statuses(answers).keys() <= {200, 503}
         for _ in range(TIMES):
-            following = await at_once(alice.get() for _ in range(POOL))
-            assert statuses(following) == {200: POOL}
-            assert max(answer.seconds for answer in following) < AT_ONCE
-        assert await listed(alice) == [task]
+            following = await stage.at_once(alice.get() for _ in range(stage.POOL))
+            assert stage.statuses(following) == {200: stage.POOL}
+            assert max(answer.seconds for answer in following) < stage.AT_ONCE
+        assert await stage.listed(alice) == [task]
         site.to_standby.resume()
-        await eventually(lambda: site.is_read_from(alice), RECOVERY)
+        await stage.eventually(lambda: site.is_read_from(alice), stage.RECOVERY)
 
-    @pytest.mark.parametrize("wrong", ["password", "database"])
-    async def test_for_a_wrong_url_is_told_in_the_log(
-        self, tmp_path: Path, site: Pair, wrong: str
-    ) -> None:
-        url = site.standby_url
-        if wrong == "password":
-            site.standby.require_password("reader")
-            await execute(site.url, "CREATE ROLE reader LOGIN PASSWORD 'sesame'")
-            await execute(url, "SELECT pg_reload_conf()")
-            await site.replayed()
-            url = url.replace("postgres@", "reader:hunter2@")
-            reason = "the password in DATABASE_READ_URL is wrong"
-        else:
-            url += "_nowhere"
-            reason = "DATABASE_READ_URL names a database that does not exist"
-        with serving(tmp_path, **environment(site, DATABASE_READ_URL=url)) as service:
-            async with service.client() as http:
-                alice = someone(http)
-                task = await alice.add()
+    async def test_for_a_wrong_url_is_told_in_the_log(self, tmp_path: Path, site: Pair) -> None:
+        url = site.standby_url.replace("postgres@", "postgres:hunter2@") + "_nowhere"
+        settings = environment(site, DATABASE_READ_URL=url)
+        async with stage.used(tmp_path, **settings) as (service, http):
+            alice = stage.someone(http)
+            task = await alice.add()
 
-                async def is_told() -> bool:
-                    assert await listed(alice) == [task]
-                    return bool(complaints(service))
+            async def is_told() -> bool:
+                assert await stage.listed(alice) == [task]
+                return bool(stage.complaints(service))
 
-                await eventually(is_told)
-                assert (await http.get("/health/ready")).status_code == 200
-            [line] = complaints(service)
-            assert reason in line
+            await stage.eventually(is_told)
+            assert (await http.get("/health/ready")).status_code == 200
+            [line] = stage.complaints(service)
+            assert "DATABASE_READ_URL names a database that does not exist" in line
             assert "hunter2" not in service.log()
 
 
@@ -276,29 +212,28 @@ class TestPrimaryAway:
     ) -> None:
         task = await alice.add()
         await site.replayed()
-        async with stopped(site.primary):
-            assert_unavailable(await alice.post({"title": "Lost"}))
-            assert_unavailable(await alice.complete(task["id"]))
-            assert_unavailable(await alice.delete(f"/{task['id']}"))
-            answers = await at_once(alice.get() for _ in range(2 * POOL))
-            assert statuses(answers) == {200: 2 * POOL}
+        async with stage.stopped(site.primary):
+            stage.assert_unavailable(await alice.post({"title": "Lost"}))
+            stage.assert_unavailable(await alice.complete(task["id"]))
+            stage.assert_unavailable(await alice.delete(f"/{task['id']}"))
+            answers = await stage.at_once(alice.get() for _ in range(2 * stage.POOL))
+            assert stage.statuses(answers) == {200: 2 * stage.POOL}
             assert (await alice.get(f"/{task['id']}")).json() == task
             # A balancer is told so: what it is about is the primary.
-            assert_unavailable(await http.get("/health/ready"))
-        await recovered(alice)
+            stage.assert_unavailable(await http.get("/health/ready"))
+        await stage.recovered(alice)
         assert (await http.get("/health/ready")).status_code == 200
 
     async def test_both_away_is_a_503_and_healed_in_any_order(
         self, site: Pair, alice: Caller
     ) -> None:
         await alice.add()
-        async with stopped(site.primary):
-            async with stopped(site.standby):
-                answers = await at_once(reads_and_writes(alice, 2 * POOL, "Lost"))
-                assert statuses(answers) == {503: 2 * POOL}
-                assert_in_time(answers)
-            await served(alice)
-        await recovered(alice)
+        async with stage.stopped(site.primary):
+            async with stage.stopped(site.standby):
+                answers = await stage.at_once(stage.reads_and_writes(alice, 2 * stage.POOL, "Lost"))
+                stage.assert_in_time(answers, {503: 2 * stage.POOL})
+            await stage.served(alice)
+        await stage.recovered(alice)
 
 
 class TestConnections:
@@ -316,15 +251,15 @@ class TestConnections:
         async def count(stop: asyncio.Event) -> None:
             while not stop.is_set():
                 for server in (url, standby_url):
-                    peaks[server] = max(peaks[server], await backends(server))
+                    peaks[server] = max(peaks[server], await stage.backends(server))
 
-        with serving(tmp_path, **sizes, **urls) as service:
-            async with service.client() as http:
-                alice = someone(http)
-                await alice.add()
-                async with load(1, count):
-                    for n in range(4):
-                        assert_in_time(await at_once(reads_and_writes(alice, 64, f"Round {n}")))
+        async with stage.used(tmp_path, **sizes, **urls) as (_, http):
+            alice = stage.someone(http)
+            await alice.add()
+            async with stage.load(1, count):
+                for n in range(4):
+                    requests = stage.reads_and_writes(alice, 64, f"Round {n}")
+                    stage.assert_in_time(await stage.at_once(requests))
         assert peaks[url] <= workers * pool
         assert peaks[standby_url] <= workers * pool
         assert min(peaks.values()) > 1

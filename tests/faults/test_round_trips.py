@@ -14,11 +14,7 @@ from support import Caller
 from faults.proxy import Proxy
 
 TIMES = 5
-OWNER = "alice"
-OWNERS = """
-    CREATE TABLE "user" (id text PRIMARY KEY);
-    INSERT INTO "user" VALUES ('alice');
-"""
+OWNERS = """CREATE TABLE "user" (id text PRIMARY KEY); INSERT INTO "user" VALUES ('alice')"""
 
 # What each does with the task of this id, which a DELETE makes for itself.
 OPERATIONS: dict[str, Callable[[Caller, int], Awaitable[httpx.Response]]] = {
@@ -45,7 +41,7 @@ def service(
 
 @pytest.fixture
 def alice(http: httpx.AsyncClient) -> Caller:
-    return Caller(http, OWNER)
+    return Caller(http, "alice")
 
 
 async def counted(proxy: Proxy, operation: str, alice: Caller, task_id: int) -> int:
@@ -55,16 +51,8 @@ async def counted(proxy: Proxy, operation: str, alice: Caller, task_id: int) -> 
     return proxy.round_trips - before
 
 
-async def connect_anew(proxy: Proxy, http: httpx.AsyncClient) -> None:
-    proxy.cut()
-    until(lambda: proxy.open_connections == 0)
-    # Whoever has answered this has seen the end of the connection, too.
-    await http.get("/health")
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_warm_request_is_one(proxy: Proxy, alice: Caller, operation: str) -> None:
-    # Without the cure: BEGIN, the statement and COMMIT, each waited for, and a ping before them.
     tasks = [await alice.add() for _ in range(TIMES + 1)]
     # The first one may have to prepare its statement.
     first, *others = [await counted(proxy, operation, alice, task["id"]) for task in tasks]
@@ -83,5 +71,8 @@ async def test_cold_request_is_four_and_first_of_its_kind_is_two(
     tasks = [await alice.add() for _ in steps]
     for task, (requested, count) in zip(tasks, steps, strict=True):
         if count == 4:
-            await connect_anew(proxy, http)
+            proxy.cut()
+            until(lambda: proxy.open_connections == 0)
+            # Whoever has answered this has seen the end of the connection, too.
+            await http.get("/health")
         assert await counted(proxy, requested, alice, task["id"]) == count

@@ -28,11 +28,13 @@ from service import Service, create_database
 from support import SECRET, Caller
 
 from faults.proxy import Proxy, proxying
-from faults.stage import configure, connected, kill_backends, unread
+from faults.stage import configure, connected, fill, kill_backends, postgresql, unread
 
 CLIENTS = 50
 POOL = 10
 MAX_CONNECTIONS = 40
+# What the server has promised, it must keep when it is stopped at once.
+SERVER = {"fsync": "on", "max_connections": MAX_CONNECTIONS}
 # Seconds: no request may take longer; RELIABILITY.md says 5, the rest is for a busy machine.
 BOUND = 6.0
 # Seconds a client rests between two requests, at most.
@@ -56,7 +58,6 @@ class Task(NamedTuple):
 
 ABSENT = None
 type State = Task | None
-type Effect = Callable[[State], State]
 
 
 class Entry:
@@ -117,60 +118,52 @@ class Client:
             await asyncio.sleep(self._random.uniform(0, REST))
 
     async def _do_something(self, title: str | None) -> None:
-        dice = self._random.random()
-        if title is None or dice < 0.25:
+        [what] = self._random.choices(
+            ["add", "add nonsense", "list", "GET", "PUT", "PATCH", "DELETE"],
+            [25, 5, 15, 15, 15, 15, 10],
+        )
+        if title is None or what == "add":
             await self._add()
-        elif dice < 0.30:
-            await self._add_nonsense()
-        elif dice < 0.45:
-            await self._list()
-        elif dice < 0.60:
-            await self._change(title, "GET", lambda state: state)
-        elif dice < 0.75:
-            words = secrets.token_hex(4)
-            await self._change(title, "PUT", _described(words), json={"description": words})
-        elif dice < 0.90:
-            await self._change(title, "PATCH", _toggled, "/complete")
+        elif what == "add nonsense":
+            # What is refused must not be there: its title is nobody's entry.
+            nonsense = {"title": "Nonsense", "completed": "yes"}
+            self._expect(await self._send("POST", json=nonsense), 422, what)
+        elif what == "list":
+            if response := self._expect(await self._send("GET"), 200, what):
+                self.check(response.json())
         else:
-            await self._change(title, "DELETE", lambda _: ABSENT)
+            await self._change(title, what)
 
     async def _add(self) -> None:
         title = f"Entry {len(self.entries)}"
         entry = self.entries[title] = Entry()
         made = Task(None, completed=False)
-        response = await self._send("POST", json={"title": title})
-        if response is None:
-            return
-        entry.possible = {ABSENT, made}
-        if self._expect(response, 201, title):
+        answer = await self._send("POST", json={"title": title})
+        if answer is not None:
+            entry.possible = {ABSENT, made}
+        if response := self._expect(answer, 201, title):
             entry.possible = {made}
             entry.id = response.json()["id"]
 
-    async def _add_nonsense(self) -> None:
-        """What is refused must not be there: its title is nobody's entry."""
-        response = await self._send("POST", json={"title": "Nonsense", "completed": "yes"})
-        if response is not None:
-            self._expect(response, 422, "nonsense")
-
-    async def _change(
-        self, title: str, method: str, effect: Effect, path: str = "", json: object = None
-    ) -> None:
+    async def _change(self, title: str, method: str) -> None:
         entry = self.entries[title]
         [before] = entry.possible
-        after = effect(before)
-        response = await self._send(method, f"/{entry.id}{path}", json=json)
-        if response is None:
-            return
-        entry.possible = {before, after}
-        if self._expect(response, 204 if after is ABSENT else 200, f"{method} {title}"):
+        assert before is not ABSENT
+        words = secrets.token_hex(4)
+        changes: dict[str, tuple[State, str, object]] = {
+            "GET": (before, "", None),
+            "PUT": (before._replace(description=words), "", {"description": words}),
+            "PATCH": (before._replace(completed=not before.completed), "/complete", None),
+            "DELETE": (ABSENT, "", None),
+        }
+        after, path, json = changes[method]
+        answer = await self._send(method, f"/{entry.id}{path}", json=json)
+        if answer is not None:
+            entry.possible = {before, after}
+        if response := self._expect(answer, 204 if after is ABSENT else 200, f"{method} {title}"):
             entry.possible = {after}
             if after is not ABSENT and _task(response.json()) != after:
                 self._violation(f"{method} {title}: {response.text}, not {after}")
-
-    async def _list(self) -> None:
-        response = await self._send("GET")
-        if response is not None and self._expect(response, 200, "list"):
-            self.check(response.json())
 
     def check(self, tasks: list[dict[str, Any]]) -> None:
         """Every task that is there may be there, and is there once; none is missing."""
@@ -202,16 +195,20 @@ class Client:
             self._violation(f"{method} {path} took {seconds:.1f} s")
         return response
 
-    def _expect(self, response: httpx.Response, status: int, what: str) -> bool:
-        """Whether it is this; a 503 leaves open what has happened, anything else is wrong."""
+    def _expect(
+        self, response: httpx.Response | None, status: int, what: str
+    ) -> httpx.Response | None:
+        """It, if it has this status; a 503 leaves open what happened, anything else is wrong."""
+        if response is None:
+            return None
         if response.status_code == 503 and "Retry-After" in response.headers:
             self._tally.classes["unknown"] += 1
-            return False
+            return None
         self._tally.classes["ok" if response.status_code < 400 else "failed"] += 1
         if response.status_code != status:
             self._violation(f"{what}: {response.status_code} {response.text}")
-            return False
-        return True
+            return None
+        return response
 
     def _violation(self, what: str) -> None:
         self._tally.violation(f"{self.caller.user}: {what}")
@@ -221,9 +218,6 @@ class Searcher(Client):
     """A user whose searches take as long as they can, in tasks that nobody changes."""
 
     WORDS = ("a" * 199 + "b", "b" + "a" * 199)
-
-    async def fill(self, stage: "Stage") -> None:
-        await stage.fill(self.caller.user, "a")
 
     async def _do_something(self, title: str | None) -> None:
         assert title is None
@@ -240,14 +234,6 @@ def _task(json: dict[str, Any]) -> Task:
     return Task(json["description"], json["completed"])
 
 
-def _described(words: str) -> Effect:
-    return lambda state: state and state._replace(description=words)
-
-
-def _toggled(state: State) -> State:
-    return state and state._replace(completed=not state.completed)
-
-
 class Worst:
     """Two users: one with long lists that nobody reads, one with keys without end."""
 
@@ -258,7 +244,7 @@ class Worst:
 
     async def run(self, stop: asyncio.Event) -> None:
         # Characters of six bytes in JSON.
-        await self._stage.fill(self._hoarder.user, "\x01")
+        await fill(self._stage.url, self._hoarder.user, 3000, "\x01")
         while not stop.is_set():
             with suppress(OSError, httpx.TransportError), ExitStack() as stack:
                 for path in ("?sort=title", "?limit=200", "?search=x"):
@@ -316,14 +302,9 @@ class Stage:
         fault, seconds = self._turns.pop(), self._random.uniform(0.5, 4)
         async with asynccontextmanager(fault)(self):
             await asyncio.sleep(0.2 if fault in BRIEF else seconds)
-        return f"{fault.__name__.replace('_', ' ')} {'' if fault in BRIEF else f'{seconds:.1f} s'}"
-
-    async def fill(self, user: str, letter: str) -> None:
-        async with connected(self.url) as connection:
-            await connection.execute(_TASKS, user, letter)
-
-    async def rest(self) -> None:
+        # Everybody may recover.
         await asyncio.sleep(self._random.uniform(1, 3))
+        return f"{fault.__name__.replace('_', ' ')} {'' if fault in BRIEF else f'{seconds:.1f} s'}"
 
     async def backends_killed(self) -> AsyncIterator[None]:
         await kill_backends(self.url)
@@ -332,7 +313,7 @@ class Stage:
     async def server_stopped(self) -> AsyncIterator[None]:
         await asyncio.to_thread(self._server.stop, self._random.choice(["fast", "immediate"]))
         yield
-        await asyncio.to_thread(start, self._server)
+        await asyncio.to_thread(lambda: self._server.start(**SERVER))
 
     async def packets_swallowed(self) -> AsyncIterator[None]:
         self._proxy.stall()
@@ -403,10 +384,6 @@ class Stage:
         if self._proxy.open_connections != len(states):
             tally.violation(f"{self._proxy.open_connections} connections, {len(states)} backends")
 
-    def memory(self) -> float:
-        """Of the service, in MiB."""
-        return self.service.memory() / 2**20
-
 
 type Fault = Callable[[Stage], AsyncIterator[None]]
 FAULTS: list[Fault] = [fault for fault in vars(Stage).values() if isasyncgenfunction(fault)]
@@ -419,19 +396,10 @@ BRIEF: tuple[Fault, ...] = (
     Stage.table_altered,
 )
 _RAISED = re.compile(r"^[\w.]+Error\b.*", re.MULTILINE)
-_TASKS = """
-    INSERT INTO task (user_id, title, description, created_at, updated_at)
-    SELECT $1, 'task ' || n, repeat($2, 1000), now(), now() FROM generate_series(1, 3000) n
-"""
 _STATES = """
     SELECT state, xact_start FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'task-api'
 """
-
-
-def start(server: PostgreSQL) -> None:
-    # What it has promised, it must keep when it is stopped at once.
-    server.start(fsync="on", max_connections=MAX_CONNECTIONS)
 
 
 def say(line: str) -> None:
@@ -448,16 +416,15 @@ async def soak(stage: Stage, seconds: float, seed: int) -> Tally:
         clients = [Client(http, n, seed, tally) for n in range(CLIENTS)]
         worst = Worst(stage, http)
         searcher = Searcher(http, CLIENTS, seed, tally)
-        await searcher.fill(stage)
+        await fill(stage.url, searcher.caller.user, 3000, "a")
         runs = [worst.run(stop), *(client.run(stop) for client in (*clients, searcher))]
         running = [asyncio.create_task(run) for run in runs]
         await asyncio.sleep(CALM)
-        memory = stage.memory()
+        memory = stage.service.memory()
         while (at := time.monotonic() - began) < seconds - CALM:
             # The process that is measured at the end has been through half of it.
             told = await stage.fault(restarts=at < seconds / 2)
             say(f"{at:6.1f} s  {told:42}{tally}  slowest {tally.slowest:.1f} s")
-            await stage.rest()
         await asyncio.sleep(CALM)
         stop.set()
         await asyncio.gather(*running)
@@ -470,9 +437,9 @@ async def soak(stage: Stage, seconds: float, seed: int) -> Tally:
                 tally.violation(f"no list at the end: {response.status_code}")
         await worst.check(tally)
         await stage.check_connections(tally)
-        grown = stage.memory() - memory
+        grown = (stage.service.memory() - memory) / 2**20
         if grown > GROWTH:
-            tally.violation(f"grown by {grown:.0f} MiB from {memory:.0f} MiB")
+            tally.violation(f"grown by {grown:.0f} MiB from {memory / 2**20:.0f} MiB")
     logs = "".join(service.log() for service in stage.services)
     for line, count in Counter(_RAISED.findall(logs)).most_common():
         say(f"{count} tracebacks end with {line}")
@@ -489,20 +456,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     arguments = parser.parse_args()
     say(f"seed {arguments.seed}")
-    with TemporaryDirectory(prefix="soak-") as name:
-        (data := Path(name) / "data").mkdir()
-        server = PostgreSQL(data)
-        start(server)
-        stage = None
+    with (
+        postgresql(**SERVER) as server,
+        proxying(server.port) as proxy,
+        TemporaryDirectory(prefix="soak-") as name,
+    ):
+        stage = Stage(Path(name), server, proxy, create_database(server), arguments.seed)
         try:
-            url = create_database(server)
-            with proxying(server.port) as proxy:
-                stage = Stage(Path(name), server, proxy, url, arguments.seed)
-                tally = asyncio.run(soak(stage, arguments.seconds, arguments.seed))
+            tally = asyncio.run(soak(stage, arguments.seconds, arguments.seed))
         finally:
-            if stage is not None and stage.services:
-                stage.service.kill()
-            server.stop("immediate")
+            for service in stage.services:
+                service.kill()
     return 1 if tally.violations else 0
 
 

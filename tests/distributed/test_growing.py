@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import asyncpg
 import pytest
 from cluster import Cluster, citus
-from faults.stage import Ledger, listed, load, watched
+from databases import stored
+from faults.stage import Ledger, connected, listed, load, watched
 from service import ROOT, serving
 from support import Caller
 
@@ -33,27 +33,21 @@ def steps() -> list[list[str]]:
 async def run(cluster: Cluster, statements: list[str]) -> None:
     names = ["coordinator", "worker-1", "worker-2", "worker-3"]
     ports = [node.port for node in (cluster.coordinator, *cluster.workers)]
-    connection = await asyncpg.connect(cluster.coordinator.url())
-    for statement in statements:
-        for name, port in zip(names, ports, strict=True):
-            statement = statement.replace(f"'{name}', 5432", f"'127.0.0.1', {port}")
-        await connection.execute(statement, timeout=120)
-    await connection.close()
+    async with connected(cluster.coordinator.url()) as connection:
+        for statement in statements:
+            for name, port in zip(names, ports, strict=True):
+                statement = statement.replace(f"'{name}', 5432", f"'127.0.0.1', {port}")
+            await connection.execute(statement, timeout=120)
 
 
-async def nodes_of(cluster: Cluster) -> int:
-    connection = await asyncpg.connect(cluster.coordinator.url())
-    count: int = await connection.fetchval(
-        "SELECT count(DISTINCT nodeport) FROM citus_shards WHERE table_name = 'task'::regclass"
-    )
-    await connection.close()
-    return count
+NODES = "SELECT DISTINCT nodeport FROM citus_shards WHERE table_name = 'task'::regclass"
 
 
 async def test_from_one_server_to_several_under_load(cluster: Cluster, tmp_path: Path) -> None:
     connect, distribute, grow = steps()
     await cluster.prepare_workers()
-    with serving(tmp_path, DATABASE_URL=cluster.coordinator.url()) as service, watched(service):
+    url = cluster.coordinator.url()
+    with serving(tmp_path, DATABASE_URL=url) as service, watched(service):
         async with service.client() as http:
             owners = [Caller(http, f"owner {n}") for n in range(OWNERS)]
             ledgers = [Ledger() for _ in owners]
@@ -64,23 +58,17 @@ async def test_from_one_server_to_several_under_load(cluster: Cluster, tmp_path:
                 await ledger.post_until(owner, stop)
 
             async with load(OWNERS, write):
-                await asyncio.gather(*(ledger.reach(20) for ledger in ledgers))
+                await asyncio.gather(*(ledger.more(20) for ledger in ledgers))
                 for statements, nodes in ((connect, 0), (distribute, 3), (grow, 4)):
                     await run(cluster, statements)
                     if nodes:
                         # The coordinator keeps shards too.
-                        assert nodes - 1 <= await nodes_of(cluster) <= nodes
-                    counts = [len(ledger.promised) for ledger in ledgers]
-                    await asyncio.gather(
-                        *(
-                            ledger.reach(count + 20)
-                            for ledger, count in zip(ledgers, counts, strict=True)
-                        )
-                    )
+                        assert nodes - 1 <= len(await stored(url, NODES)) <= nodes
+                    await asyncio.gather(*(ledger.more(20) for ledger in ledgers))
             for ledger, owner in zip(ledgers, owners, strict=True):
                 assert ledger.answers.keys() <= {201}, ledger.answers
                 ledger.assert_kept(await listed(owner))
     # The next start finds nothing to do.
-    with serving(tmp_path, DATABASE_URL=cluster.coordinator.url()) as service, watched(service):
+    with serving(tmp_path, DATABASE_URL=url) as service, watched(service):
         async with service.client() as http:
             assert await listed(Caller(http, "nobody")) == []

@@ -3,8 +3,8 @@
 
 import re
 
-import asyncpg
 import pytest
+from databases import execute, stored
 from statements import STATEMENTS, prepared
 
 
@@ -12,21 +12,15 @@ from statements import STATEMENTS, prepared
 async def test_statement_is_one_task(ready_citus_url: str, name: str) -> None:
     sql, arguments = prepared(STATEMENTS[name])
     written_out = re.sub(r"\$(\d+)", lambda number: arguments[int(number[1]) - 1], sql)
-    connection = await asyncpg.connect(ready_citus_url)
-    rows = await connection.fetch(f"EXPLAIN (VERBOSE, COSTS OFF) {written_out}")
-    plan = "\n".join(row[0] for row in rows)
+    plan = "\n".join(await stored(ready_citus_url, f"EXPLAIN (VERBOSE, COSTS OFF) {written_out}"))
     assert "Custom Scan (Citus" in plan
     assert set(re.findall(r"Task Count: (\d+)", plan)) == {"1"}, plan
-    await connection.execute(f"PREPARE statement AS {sql}")
     # Beyond the fifth time, PostgreSQL may look for a plan that fits any arguments.
-    for _ in range(8):
-        await connection.execute(f"EXECUTE statement ({', '.join(arguments)})")
-    await connection.close()
+    executed = 8 * f"EXECUTE statement ({', '.join(arguments)});"
+    await execute(ready_citus_url, f"PREPARE statement AS {sql}; {executed}")
 
 
 async def test_statement_of_no_user_is_more(ready_citus_url: str) -> None:
     """What the other test would find."""
-    connection = await asyncpg.connect(ready_citus_url)
-    rows = await connection.fetch("EXPLAIN SELECT * FROM task WHERE id = 1")
-    await connection.close()
-    assert "Task Count: 4" in "\n".join(row[0] for row in rows)
+    rows = await stored(ready_citus_url, "EXPLAIN SELECT * FROM task WHERE id = 1")
+    assert "Task Count: 4" in "\n".join(rows)

@@ -4,15 +4,21 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import asyncpg
 import httpx
 import pytest
-from cluster import Cluster
-from faults.stage import assert_unavailable, eventually, timed
-from service import Service, serving
+from cluster import Cluster, Node
+from databases import execute, stored
+from faults.stage import (
+    BOUND,
+    assert_unavailable,
+    complaints,
+    connected,
+    eventually,
+    served,
+    timed,
+)
+from service import serving
 from support import Caller
-
-BOUND = 6.0
 
 
 @pytest.fixture
@@ -23,31 +29,29 @@ async def http(ready_citus_url: str, tmp_path: Path) -> AsyncIterator[httpx.Asyn
         assert "Traceback" not in service.log()
 
 
-async def users_of(url: str, port: int, count: int) -> list[str]:
-    """Users whose shard is on the node with this port."""
-    connection = await asyncpg.connect(url)
-    found = await connection.fetch(
-        """
-        SELECT name FROM (SELECT format('user-%s', n) AS name FROM generate_series(1, 200) n) users
-        WHERE (
-            SELECT nodeport FROM citus_shards
-            WHERE shardid = get_shard_id_for_distribution_column('task', name)
-        ) = $1 LIMIT $2
-        """,
-        port,
-        count,
-    )
-    await connection.close()
-    assert len(found) == count
-    return [row["name"] for row in found]
+USERS = """
+    SELECT name FROM (SELECT format('user-%s', n) AS name FROM generate_series(1, 200) n) users
+    WHERE (
+        SELECT nodeport FROM citus_shards
+        WHERE shardid = get_shard_id_for_distribution_column('task', name)
+    ) = $1 LIMIT 5
+"""
+
+
+async def users_of(url: str, node: Node, http: httpx.AsyncClient) -> list[Caller]:
+    """Some users whose shard is on this node."""
+    async with connected(url) as connection:
+        found = await connection.fetch(USERS, node.port)
+    assert len(found) == 5
+    return [Caller(http, row["name"]) for row in found]
 
 
 async def test_stopped_worker_is_a_503_for_its_own_users(
     citus_cluster: Cluster, ready_citus_url: str, http: httpx.AsyncClient
 ) -> None:
     gone, there = citus_cluster.workers
-    unlucky = [Caller(http, user) for user in await users_of(ready_citus_url, gone.port, 5)]
-    lucky = [Caller(http, user) for user in await users_of(ready_citus_url, there.port, 5)]
+    unlucky = await users_of(ready_citus_url, gone, http)
+    lucky = await users_of(ready_citus_url, there, http)
     tasks = {caller.user: await caller.add("before") for caller in unlucky + lucky}
     gone.stop("immediate")
     try:
@@ -61,20 +65,10 @@ async def test_stopped_worker_is_a_503_for_its_own_users(
             assert (await caller.post({"title": "meanwhile"})).status_code == 201
     finally:
         gone.start()
-
-    async def served() -> bool:
-        return (await unlucky[0].get()).status_code == 200
-
-    assert await eventually(served, within=2.0) < 2.0
+    await served(unlucky[0], within=2.0)
     for caller in unlucky:
         assert (await caller.get()).json() == [tasks[caller.user]]
         assert (await caller.post({"title": "afterwards"})).status_code == 201
-
-
-EARLIER_TASK = """
-    INSERT INTO task (user_id, title, completed, created_at, updated_at)
-    VALUES ($1, 'Buy milk', false, now(), now())
-"""
 
 
 async def test_second_start_finds_nothing_to_do(ready_citus_url: str, tmp_path: Path) -> None:
@@ -86,16 +80,10 @@ async def test_second_start_finds_nothing_to_do(ready_citus_url: str, tmp_path: 
             assert complaints(service) == []
 
 
-def complaints(service: Service) -> list[str]:
-    return [line for line in service.log().splitlines() if not line.startswith("INFO")]
-
-
 async def test_users_of_better_auth_can_t_be_referred_to(
     ready_citus_url: str, tmp_path: Path
 ) -> None:
-    connection = await asyncpg.connect(ready_citus_url)
-    await connection.execute('CREATE TABLE "user" (id text PRIMARY KEY)')
-    await connection.close()
+    await execute(ready_citus_url, 'CREATE TABLE "user" (id text PRIMARY KEY)')
     with serving(tmp_path, DATABASE_URL=ready_citus_url) as service:
         async with service.client() as http:
             task = await Caller(http, "alice").add()
@@ -104,36 +92,42 @@ async def test_users_of_better_auth_can_t_be_referred_to(
         assert "the foreign key to its users can't be added" in line
 
 
+# As an earlier service left it, which knew nothing of migrations.
+EARLIER = """
+    DROP TABLE task_schema;
+    DROP INDEX ix_task_user_id_created_at_id;
+    ALTER TABLE task DROP COLUMN idempotency_key, DROP COLUMN idempotency_mark;
+    DROP INDEX IF EXISTS ix_task_user_id_created_at_deleted;
+    ALTER TABLE task DROP COLUMN deleted_at
+"""
+EARLIER_TASK = """
+    INSERT INTO task (user_id, title, completed, created_at, updated_at)
+    VALUES ($1, 'Buy milk', false, now(), now())
+"""
+# Of the primary key and ours, on each shard.
+INDEXES = """
+    SELECT result FROM run_command_on_shards('task',
+        'SELECT count(*) FROM pg_index WHERE indisvalid AND indrelid = ''%s''::regclass')
+"""
+
+
 @pytest.mark.parametrize("tasks", [0, 100])
 async def test_migrations_are_applied_to_a_distributed_table(
     ready_citus_url: str, tmp_path: Path, tasks: int
 ) -> None:
-    """As an earlier service left it, which knew nothing of migrations."""
-    connection = await asyncpg.connect(ready_citus_url)
-    for left_out in (
-        "DROP TABLE task_schema",
-        "DROP INDEX ix_task_user_id_created_at_id",
-        "ALTER TABLE task DROP COLUMN idempotency_key, DROP COLUMN idempotency_mark",
-        "DROP INDEX IF EXISTS ix_task_user_id_created_at_deleted",
-        "ALTER TABLE task DROP COLUMN deleted_at",
-    ):
-        await connection.execute(left_out)
-    for number in range(tasks):
-        await connection.execute(EARLIER_TASK, f"user {number}")
+    async with connected(ready_citus_url) as connection:
+        for statement in EARLIER.split(";"):
+            await connection.execute(statement)
+        for number in range(tasks):
+            await connection.execute(EARLIER_TASK, f"user {number}")
     with serving(tmp_path, DATABASE_URL=ready_citus_url) as service:
         async with service.client() as http:
             await Caller(http, "alice").add()
             assert (await http.get("/health/ready")).status_code == 200
 
         async def made() -> bool:
-            # The primary key's and ours, on each shard.
-            found = await connection.fetch(
-                "SELECT result FROM run_command_on_shards('task', 'SELECT count(*) FROM pg_index "
-                "WHERE indisvalid AND indrelid = ''%s''::regclass')"
-            )
-            return [row["result"] for row in found] == ["4"] * 4
+            return await stored(ready_citus_url, INDEXES) == ["4"] * 4
 
         await eventually(made)
         assert complaints(service) == []
-    assert await connection.fetchval("SELECT version_num FROM task_schema")
-    await connection.close()
+    assert await stored(ready_citus_url, "SELECT version_num FROM task_schema")

@@ -4,25 +4,24 @@
 What the machine lacks is a failure, never a skip; install.sh brings it.
 """
 
-import re
 import secrets
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
-from postgresql import PostgreSQL
+from postgresql import PostgreSQL, free_port
 
-from .servers import Server, better_auth, free_port, task_api
+from .servers import Stack, better_auth, task_api
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from .person import Person
 
-SCREENSHOTS = Path(__file__).parent / "screenshots"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER_FLAGS = (
     "--headless",
@@ -37,27 +36,6 @@ BROWSER_FLAGS = (
 # Milliseconds: generous, since a busy machine is no bug.
 BROWSER_PATIENCE = 20_000
 
-_failed = pytest.StashKey[bool]()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.failed:
-        item.stash[_failed] = True
-    return report
-
-
-class Stack(NamedTuple):
-    """Everything but the browser. Who stops a part of it starts it again."""
-
-    database: PostgreSQL
-    site: Server
-    api: Server
-    secret: str
-
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
@@ -67,16 +45,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     # As root, the server runs as a user to whom every start of pytest closes its own folders.
     with tempfile.TemporaryDirectory() as folder:
         database = PostgreSQL(Path(folder))
+        shared = {"DATABASE_URL": database.url(), "BETTER_AUTH_SECRET": secret}
         site = better_auth(
-            port=site_port,
-            api_url=f"http://127.0.0.1:{api_port}",
-            database_url=database.url(),
-            secret=secret,
-            folder=logs,
+            site_port, ["server.js"], logs, API_URL=f"http://127.0.0.1:{api_port}", **shared
         )
-        api = task_api(
-            port=api_port, origin=site.url, database_url=database.url(), secret=secret, folder=logs
-        )
+        api = task_api(api_port, site.url, logs, BETTER_AUTH_URL=site.url, **shared)
         database.start()
         try:
             site.start()
@@ -89,19 +62,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture(autouse=True)
-def logs_of_a_failure(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With a failed test comes what the servers said meanwhile."""
+def logs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With a failed test, pytest shows what the servers said meanwhile."""
     if "stack" not in request.fixturenames:
         yield
         return
     stack: Stack = request.getfixturevalue("stack")
-    servers = {"Better Auth": stack.site, "the service": stack.api}
-    before = {name: len(server.log.read_text()) for name, server in servers.items()}
+    logs = [server.log for server in (stack.site, stack.api)]
+    before = [len(log.read_text()) for log in logs]
     yield
-    if _failed in request.node.stash:
-        for name, server in servers.items():
-            said = server.log.read_text()[before[name] :]
-            request.node.add_report_section("teardown", f"log of {name}", said)
+    for log, length in zip(logs, before, strict=True):
+        sys.stdout.write(f"{log.name}\n{log.read_text()[length:]}")
 
 
 @pytest.fixture(scope="session")
@@ -119,17 +90,14 @@ def browser() -> Iterator["Browser"]:
         browser.close()
 
 
-@pytest.fixture(params=["EdDSA", "HS256"])
-def kind(request: pytest.FixtureRequest) -> str:
-    """The kind of token that the page sends: Better Auth's own, or the bridge route's."""
-    kind: str = request.param
-    return kind
+@pytest.fixture
+def kind() -> str:
+    """The kind of token that the page sends: here Better Auth's own."""
+    return "EdDSA"
 
 
 @pytest.fixture
-def visitor(
-    request: pytest.FixtureRequest, stack: Stack, browser: "Browser", kind: str
-) -> Iterator[Callable[[str], "Person"]]:
+def visitor(stack: Stack, browser: "Browser", kind: str) -> Iterator[Callable[[str], "Person"]]:
     """Makes somebody, with a browser of their own, who has no account yet.
 
     At the end, nobody's browser may have complained: of CORS, of a script, of the page's policy.
@@ -146,11 +114,6 @@ def visitor(
         return person
 
     yield make
-    if _failed in request.node.stash:
-        test = re.sub(r"\W+", "-", request.node.name).strip("-")
-        SCREENSHOTS.mkdir(exist_ok=True)
-        for person in people:
-            person.page.screenshot(path=SCREENSHOTS / f"{test}-{person.name}.png", full_page=True)
     for person in people:
         person.page.context.close()
     assert [complaint for person in people for complaint in person.complaints] == []

@@ -6,10 +6,13 @@ import json
 import re
 import secrets
 
+import pytest
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, Response, expect
 
 # Where the page gets each kind of token.
 TOKEN_ROUTES = {"EdDSA": "/api/auth/token", "HS256": "/api/token"}
+# Better Auth's own, and the bridge route's.
+with_each_kind = pytest.mark.parametrize("kind", TOKEN_ROUTES)
 
 
 class Person:

@@ -3,28 +3,19 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 from postgresql import PostgreSQL
+from service import PATIENCE, ROOT
 
-ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/better-auth"
-# Seconds: generous, since a busy machine is no bug.
-PATIENCE = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Server:
@@ -92,55 +83,49 @@ def down(server: Server | PostgreSQL) -> Iterator[None]:
         server.start()
 
 
-def better_auth(*, port: int, api_url: str, database_url: str, secret: str, folder: Path) -> Server:
-    """The example, to be started."""
+def better_auth(
+    port: int, arguments: list[str], folder: Path, *, base: str = "/api/auth", **variables: str
+) -> Server:
+    """Node with these arguments, to be started: the example, or what is configured like it."""
     assert (EXAMPLE / "node_modules").is_dir(), "npm has not run: tests/e2e/install.sh does it"
-    environment = {
-        "PORT": str(port),
-        "API_URL": api_url,
-        "DATABASE_URL": database_url,
-        "BETTER_AUTH_SECRET": secret,
-    }
     return Server(
         f"http://localhost:{port}",
-        "/config.json",
-        ["node", "server.js"],
+        f"{base}/ok",
+        ["node", *arguments],
         EXAMPLE,
-        environment,
+        {"PORT": str(port), **variables},
         folder / "better-auth.log",
     )
 
 
-def task_api(
-    *, port: int, origin: str, database_url: str, secret: str, folder: Path, **settings: str
-) -> Server:
-    """The service, to be started, with further settings."""
-    environment = {
-        "DATABASE_URL": database_url,
-        "BETTER_AUTH_SECRET": secret,
-        "BETTER_AUTH_URL": origin,
-        "ALLOWED_ORIGINS": origin,
-    }
-    environment |= {"PYTHONPATH": str(ROOT), "PORT": str(port), **settings}
+def task_api(port: int, origin: str, folder: Path, **settings: str) -> Server:
+    """The service for the pages of an origin, to be started."""
     return Server(
         f"http://127.0.0.1:{port}",
         "/health",
         [sys.executable, "-m", "serve"],
         folder,
-        environment,
+        {"ALLOWED_ORIGINS": origin, "PYTHONPATH": str(ROOT), "PORT": str(port), **settings},
         folder / "api.log",
     )
 
 
-def foreign_tokens(
-    *, origin: str, database_url: str, secret: str, email: str, password: str
-) -> dict[str, str]:
+class Stack(NamedTuple):
+    """Everything but the browser. Who stops a part of it starts it again."""
+
+    database: PostgreSQL
+    site: Server
+    api: Server
+    secret: str
+
+
+def foreign_tokens(stack: Stack, email: str, password: str) -> dict[str, str]:
     """What tokens.js prints for this user, by name."""
     environment = {
         "PATH": os.environ["PATH"],
-        "ORIGIN": origin,
-        "DATABASE_URL": database_url,
-        "BETTER_AUTH_SECRET": secret,
+        "ORIGIN": stack.site.url,
+        "DATABASE_URL": stack.database.url(),
+        "BETTER_AUTH_SECRET": stack.secret,
         "EMAIL": email,
         "PASSWORD": password,
     }

@@ -9,9 +9,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 from support import sign
 
-from .conftest import Stack
-from .person import Person
-from .servers import down, foreign_tokens
+from .person import Person, with_each_kind
+from .servers import Stack, down, foreign_tokens
 
 UNREACHABLE = "be reached. Check your connection, then try again."
 UNAVAILABLE = "The task service is temporarily unavailable."
@@ -19,6 +18,7 @@ REFUSED = "The task service refuses this kind of token."
 
 
 class TestTasks:
+    @with_each_kind
     def test_are_added_edited_completed_and_deleted(self, ada: Person) -> None:
         ada.sees()
         ada.add("Buy milk", "Two litres")
@@ -102,6 +102,7 @@ class TestTasks:
 
 
 class TestSession:
+    @with_each_kind
     def test_ends_with_signing_out(self, ada: Person) -> None:
         ada.add("Read")
         ada.sign_out()
@@ -139,6 +140,7 @@ def an_hour_from_now() -> datetime:
     return datetime.now().astimezone() + timedelta(hours=1)
 
 
+@with_each_kind
 class TestTokens:
     def test_are_replaced_when_they_expire(self, ada: Person) -> None:
         ada.add("Before")
@@ -176,13 +178,7 @@ def expired_token(person: Person, stack: Stack) -> str:
     if person.kind == "HS256":
         now = int(time.time())
         return sign(session["user"]["id"], secret=stack.secret, iat=now - 960, exp=now - 60)
-    return foreign_tokens(
-        origin=stack.site.url,
-        database_url=stack.database.url(),
-        secret=stack.secret,
-        email=person.email,
-        password=person.password,
-    )["expired"]
+    return foreign_tokens(stack, person.email, person.password)["expired"]
 
 
 class TestOutages:
@@ -238,7 +234,6 @@ class TestOutages:
         ada.sees("Before")
 
 
-@pytest.mark.parametrize("kind", ["EdDSA"], indirect=True)
 class TestLostAndLateAnswers:
     """What the service guarantees, used by the page: nothing is made twice, nothing is lost."""
 
@@ -306,7 +301,6 @@ class TestLostAndLateAnswers:
         ada.sees("After")
 
 
-@pytest.mark.parametrize("kind", ["EdDSA"], indirect=True)
 class TestTwoTabs:
     @pytest.fixture
     def tab(self, ada: Person) -> Person:

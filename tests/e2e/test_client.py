@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from service import serving
+from service import ROOT, serving
 from support import sign
 
-from e2e.servers import EXAMPLE, ROOT
+from e2e.servers import EXAMPLE
 
 CLIENTS = Path(__file__).parent / "clients"
 DOCUMENT = ROOT / "specs/openapi.json"
@@ -141,20 +141,13 @@ def test_sample_compiles_and_does_what_it_says(tmp_path: Path) -> None:
 
 def test_types_refuse_what_the_api_does(tmp_path: Path) -> None:
     """So that the compiler is known to look at them."""
-    source = (EXAMPLE / "client/sample.ts").read_text()
+    for name in ("client.ts", "api.d.ts", "tsconfig.json", "sample.ts"):
+        shutil.copy(EXAMPLE / "client" / name, tmp_path)
+    source = (tmp_path / "sample.ts").read_text()
     wrong = source.replace('sort: "title"', 'sort: "id"')
     assert wrong != source
     (tmp_path / "sample.ts").write_text(wrong)
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    for name in ("client.ts", "api.d.ts", "tsconfig.json"):
-        (tmp_path / name).write_text((EXAMPLE / "client" / name).read_text())
     (tmp_path / "node_modules").symlink_to(EXAMPLE / "node_modules")
-    checked = subprocess.run(
-        ["npx", "--no-install", "tsc", "--project", str(tmp_path), "--noEmit"],
-        cwd=EXAMPLE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert checked.returncode != 0
-    assert '"id"' in checked.stdout
+    with pytest.raises(AssertionError, match='"id"'):
+        npm("tsc", "--project", f"{tmp_path}", "--noEmit")

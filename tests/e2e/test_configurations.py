@@ -12,10 +12,10 @@ from typing import NamedTuple
 import httpx
 import jwt
 import pytest
+from postgresql import free_port
 from service import create_database, until
 
-from .conftest import Stack
-from .servers import EXAMPLE, Server, free_port, task_api
+from .servers import Server, Stack, better_auth, task_api
 
 SECRET = secrets.token_urlsafe(32)
 SECRETS = f"2:{secrets.token_urlsafe(32)},1:{SECRET}"
@@ -35,20 +35,15 @@ class Configuration(NamedTuple):
 
 
 URL = {"BETTER_AUTH_SECRET": SECRET, "BETTER_AUTH_URL": "{site}"}
+ROTATED = {"BETTER_AUTH_SECRETS": SECRETS, "BETTER_AUTH_URL": "{site}"}
 PATH = {"BETTER_AUTH_SECRET": SECRET, "BETTER_AUTH_URL": "{site}/auth"}
 CONFIGURATIONS = {
     "a plain URL": Configuration(URL, URL),
     "a path in the URL": Configuration(PATH, PATH, base="/auth"),
-    "a path that is the usual one": Configuration(
-        URL, {**URL, "BETTER_AUTH_URL": "{site}/api/auth/"}
-    ),
-    "another place of the keys": Configuration(
-        PATH, {**URL, "BETTER_AUTH_JWKS_URL": "{site}/auth/jwks"}, base="/auth"
-    ),
     "several issuers and audiences": Configuration(
         URL,
-        {
-            **URL,
+        URL
+        | {
             "BETTER_AUTH_ISSUER": "https://old.example, https://issuer.example",
             "BETTER_AUTH_AUDIENCE": "tasks,admin",
         },
@@ -64,13 +59,7 @@ CONFIGURATIONS = {
         },
         OWN,
     ),
-    "several secrets": Configuration(
-        {"BETTER_AUTH_SECRETS": SECRETS, "BETTER_AUTH_URL": "{site}"},
-        {"BETTER_AUTH_SECRETS": SECRETS, "BETTER_AUTH_URL": "{site}"},
-    ),
-    "several secrets, of which the service knows the oldest as its own": Configuration(
-        URL, {**URL, "BETTER_AUTH_SECRETS": SECRETS}
-    ),
+    "several secrets": Configuration(ROTATED, ROTATED),
     # Refused, for want of the right place.
     "a path that the service is not told of": Configuration(PATH, URL, base="/auth"),
 }
@@ -113,29 +102,17 @@ def pair(request: pytest.FixtureRequest, stack: Stack, tmp_path: Path) -> Iterat
         return {name: value.replace("{site}", at) for name, value in variables.items()}
 
     code = (Path(__file__).parent / "configured.js").read_text()
-    site = Server(
-        at,
-        f"{configuration.base}/ok",
-        ["node", "--input-type=module", "--eval", code],
-        EXAMPLE,
-        {
-            "PORT": f"{port}",
-            "DATABASE_URL": database_url,
-            "JWT": json.dumps(dict(configuration.plugin)),
-            **written(configuration.environment),
-        },
-        tmp_path / "better-auth.log",
+    site = better_auth(
+        port,
+        ["--input-type=module", "--eval", code],
+        tmp_path,
+        base=configuration.base,
+        DATABASE_URL=database_url,
+        JWT=json.dumps(dict(configuration.plugin)),
+        **written(configuration.environment),
     )
-    # Empty variables are unset ones.
-    settings = {"BETTER_AUTH_SECRET": "", "BETTER_AUTH_URL": "", **written(configuration.settings)}
-    api = task_api(
-        port=free_port(),
-        origin=at,
-        database_url=database_url,
-        secret="",
-        folder=tmp_path,
-        **settings,
-    )
+    settings = written(configuration.settings)
+    api = task_api(free_port(), at, tmp_path, DATABASE_URL=database_url, **settings)
     try:
         site.start()
         api.start()

@@ -8,17 +8,13 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, Route, expect
 from support import sign
 
-from .conftest import BROWSER_PATIENCE, Stack
+from .conftest import BROWSER_PATIENCE
+from .servers import Stack
 
 
 @pytest.fixture
-def strangers() -> list[str]:
-    """The URLs of other hosts that the page has asked for."""
-    return []
-
-
-@pytest.fixture
-def page(browser: Browser, stack: Stack, strangers: list[str]) -> Iterator[Page]:
+def page(browser: Browser, stack: Stack) -> Iterator[Page]:
+    """It may neither complain nor ask another host."""
     own = urlsplit(stack.api.url).netloc
     complaints: list[str] = []
 
@@ -27,7 +23,7 @@ def page(browser: Browser, stack: Stack, strangers: list[str]) -> Iterator[Page]
         if parts.scheme in ("data", "blob") or parts.netloc == own:
             route.continue_()
         else:
-            strangers.append(request.url)
+            complaints.append(request.url)
             route.abort()
 
     context = browser.new_context()
@@ -44,9 +40,7 @@ def page(browser: Browser, stack: Stack, strangers: list[str]) -> Iterator[Page]
     assert complaints == []
 
 
-def test_page_asks_no_other_host_and_lists_tasks(
-    page: Page, stack: Stack, strangers: list[str]
-) -> None:
+def test_page_asks_no_other_host_and_lists_tasks(page: Page, stack: Stack) -> None:
     page.goto(f"{stack.api.url}/docs")
     operation = page.locator("#operations-tasks-list_tasks")
     operation.locator(".opblock-summary-control").click()
@@ -64,4 +58,3 @@ def test_page_asks_no_other_host_and_lists_tasks(
     answer = operation.locator(".live-responses-table .response").first
     expect(answer.locator(".response-col_status")).to_contain_text("200")
     expect(answer.locator(".response-col_description .microlight, pre").first).to_contain_text("[]")
-    assert strangers == []

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from postgresql import free_port
+from service import ROOT
 
-from .conftest import Stack
-from .servers import EXAMPLE, ROOT, free_port
+from .servers import EXAMPLE, Stack
 from .test_client import SAID
 
 

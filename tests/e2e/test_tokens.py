@@ -5,6 +5,7 @@ import asyncio
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import asyncpg
@@ -12,9 +13,8 @@ import httpx
 import pytest
 from support import assert_error
 
-from .conftest import Stack
-from .person import TOKEN_ROUTES, algorithm
-from .servers import down, foreign_tokens
+from .person import TOKEN_ROUTES, algorithm, with_each_kind
+from .servers import Stack, down, foreign_tokens
 
 
 class Account:
@@ -57,29 +57,22 @@ class Account:
 
 @pytest.fixture
 def account(stack: Stack) -> Iterator[Account]:
-    account = Account(stack)
-    yield account
-    account.close()
+    with closing(Account(stack)) as account:
+        yield account
 
 
 @pytest.fixture
 def other(stack: Stack) -> Iterator[Account]:
-    other = Account(stack)
-    yield other
-    other.close()
+    with closing(Account(stack)) as other:
+        yield other
 
 
 @pytest.fixture
 def tokens(account: Account, stack: Stack) -> dict[str, str]:
-    return foreign_tokens(
-        origin=stack.site.url,
-        database_url=stack.database.url(),
-        secret=stack.secret,
-        email=account.email,
-        password=account.password,
-    )
+    return foreign_tokens(stack, account.email, account.password)
 
 
+@with_each_kind
 def test_a_token_opens_its_users_tasks_and_no_others(
     account: Account, other: Account, kind: str
 ) -> None:
@@ -92,6 +85,7 @@ def test_a_token_opens_its_users_tasks_and_no_others(
     assert_error(account.call(other.token(kind)), 403, "Access denied")
 
 
+@with_each_kind
 def test_without_a_session_there_is_no_token(stack: Stack, kind: str) -> None:
     answer = httpx.get(stack.site.url + TOKEN_ROUTES[kind], trust_env=False)
     assert answer.status_code == 401
@@ -123,6 +117,7 @@ def test_a_new_key_is_found_and_the_old_one_stays_good(account: Account, stack: 
     assert account.call(old).status_code == 200
 
 
+@with_each_kind
 def test_a_token_outlives_an_outage_of_better_auth(
     account: Account, stack: Stack, kind: str
 ) -> None:
@@ -132,6 +127,7 @@ def test_a_token_outlives_an_outage_of_better_auth(
         assert account.call(token).status_code == 200
 
 
+@with_each_kind
 def test_deleting_a_user_deletes_the_tasks_and_ends_the_tokens(
     account: Account, other: Account, stack: Stack, kind: str
 ) -> None:

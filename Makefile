@@ -60,7 +60,7 @@ soak: $(BIN)/.ready ## run load and random faults, then check every write (SECON
 
 e2e: $(BIN)/.ready ## test with a real Better Auth in a real browser; installs Chromium if needed
 	tests/e2e/install.sh
-	$(UV) run --locked --group e2e scripts/test.sh tests/e2e
+	$(UV) run --locked --group e2e scripts/test.sh -n2 --dist=loadscope tests/e2e
 
 fuzz: $(BIN)/.ready ## send 20,000 requests that schemathesis generates from the OpenAPI document (QUICK=1: 2,000)
 	QUICK=$(QUICK) $(UV) run --locked --group fuzz pytest --timeout=1200 tests/fuzz

@@ -374,6 +374,9 @@ class _Routes:
         except Exception as error:
             scope[_ERROR] = error
             await self._answer_error(scope, receive, send)
+            # The error's frames refer to the scope, and to a body that was not read: while that
+            # lives, Granian does not close the connection.
+            del scope[_ERROR]
         else:
             await response(scope, receive, send)
 

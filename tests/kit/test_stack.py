@@ -1,6 +1,9 @@
 # [Task]: T054 [From]: specs/requirements.md
 """TaskAPI is a FastAPI app in all that its users may do with one."""
 
+import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -11,6 +14,7 @@ from opentelemetry import trace
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kit.body import read_body
 from kit.errors import install_error_handlers
 from kit.routing import DirectRoute, TaskAPI
 
@@ -176,6 +180,43 @@ class Spans(trace.TracerProvider, trace.NoOpTracer):
     def start_span(self, name: str, *_: object, **__: object) -> trace.Span:
         self.begun.append(name)
         return trace.INVALID_SPAN
+
+
+async def test_error_keeps_no_request_alive(app: TaskAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Granian closes the connection of a body that was not read once `receive` is freed."""
+    monkeypatch.setattr("kit.body.BODY_TIMEOUT", 0.01)
+
+    async def read(request: Request) -> Response:
+        return Response(await read_body(request))
+
+    async def receive() -> Message:
+        await asyncio.sleep(10)
+        return {"type": "http.disconnect"}
+
+    statuses = []
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    app.router.routes.append(DirectRoute("/stalled", read, methods=["PUT"]))
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "PUT",
+        "path": "/stalled",
+        "query_string": b"",
+        "headers": [(b"host", b"test"), (b"content-length", b"9")],
+    }
+    left = weakref.ref(receive)
+    gc.disable()
+    try:
+        await app(scope, receive, send)
+        del receive, scope
+        await asyncio.sleep(0)
+        assert left() is None
+    finally:
+        gc.enable()
+    assert statuses[0] == 408
 
 
 class TestTelemetry:

@@ -4,15 +4,26 @@
 What it says in outages is in test_database.py.
 """
 
+import asyncio
+
 import pytest
 from databases import execute, opened
 from postgresql import PostgreSQL
 
 from faults import stage
+from faults.proxy import Proxy
 
 # With a probe that asks the database each time: every few seconds it wakes a compute that Neon has
 # suspended, or keeps it from being suspended. With one that asks nothing at all: a balancer sends
 # users to a process whose database is away.
+
+
+async def settled(proxy: Proxy) -> tuple[int, int]:
+    """Round trips and connections, once no work runs in the background."""
+    counts = (-1, -1)
+    while counts != (counts := (proxy.round_trips, proxy.connections)):
+        await asyncio.sleep(0.3)
+    return counts
 
 
 class TestReady:
@@ -24,7 +35,7 @@ class TestReady:
         await stage.at_once(stage.reads_and_writes(scene.alice, 2 * stage.POOL, "Before"))
         if connections == "closed":
             scene.proxy.cut()
-        before = (scene.proxy.round_trips, scene.proxy.connections)
+        before = await settled(scene.proxy)
         assert await stage.is_ready(scene.http)
         head = await scene.http.head("/health/ready")
         assert (head.status_code, head.content) == (200, b"")

@@ -21,7 +21,7 @@ from faults.proxy import Proxy
 async def settled(proxy: Proxy) -> tuple[int, int]:
     """Round trips and connections, once no work runs in the background."""
     counts = (-1, -1)
-    while counts != (counts := (proxy.round_trips, proxy.connections)):
+    while counts != (counts := (proxy.round_trips, proxy.connections)):  # noqa: ASYNC110
         await asyncio.sleep(0.3)
     return counts
 

@@ -53,7 +53,7 @@ DISTRIBUTED := tests/distributed tests/test_isolation.py \
 
 distributed: $(BIN)/.ready ## test on a real Citus cluster; installs it if needed
 	tests/distributed/install.sh
-	TEST_DATABASES=citus scripts/test.sh $(DISTRIBUTED)
+	TEST_DATABASES=citus scripts/test.sh -n2 --dist=loadscope $(DISTRIBUTED)
 
 soak: $(BIN)/.ready ## run load and random faults, then check every write (SECONDS=600)
 	$(BIN)/python tests/faults/soak.py --seconds $(SECONDS)

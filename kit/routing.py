@@ -373,10 +373,12 @@ class _Routes:
             response = await route.respond(Request(scope, receive, send))
         except Exception as error:
             scope[_ERROR] = error
-            await self._answer_error(scope, receive, send)
-            # The error's frames refer to the scope, and to a body that was not read: while that
-            # lives, Granian does not close the connection.
-            del scope[_ERROR]
+            try:
+                await self._answer_error(scope, receive, send)
+            finally:
+                # The error's frames refer to the scope. Together they would keep an unread body
+                # alive, and Granian keeps a connection open as long as its body lives.
+                del scope[_ERROR]
         else:
             await response(scope, receive, send)
 

@@ -12,6 +12,7 @@ import pytest
 from databases import new, opened
 from pydantic import TypeAdapter
 from sqlalchemy import String, bindparam, cast, literal, literal_column, make_url, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import aliased
 from sqlmodel import SQLModel, col, delete, union, update
@@ -113,6 +114,13 @@ class TestTask:
         session.expunge_all()
         [task] = (await session.exec(select_entities(Task))).all()
         assert {name: getattr(task, name) for name in values} == values
+
+    @pytest.mark.parametrize("missing", ["user_id", "title"])
+    async def test_needs_an_owner_and_a_title(self, session: AsyncSession, missing: str) -> None:
+        values: dict[str, Any] = {"user_id": "alice", "title": "Buy milk", missing: None}
+        session.add(Task(**values))
+        with pytest.raises(IntegrityError):
+            await session.commit()
 
     async def test_is_completed_never_unless_said(self, session: AsyncSession) -> None:
         """A row that another program inserts without it."""

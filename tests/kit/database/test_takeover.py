@@ -277,9 +277,10 @@ async def test_role_that_may_not_is_told_once(
 async def test_encoding_that_is_not_unicode_is_warned_of(
     postgresql_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    encoding = "TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'"
-    await execute(postgresql_url, f"CREATE DATABASE ascii {encoding}")
-    async with opened(f"{postgresql_url.rpartition('/')[0]}/ascii") as database:
-        assert await database.is_ready()
-    assert "encoding is SQL_ASCII" in caplog.text
-    await execute(postgresql_url, "DROP DATABASE ascii WITH (FORCE)")
+    made = "CREATE DATABASE {0} TEMPLATE template0 ENCODING '{0}' LOCALE 'C'"
+    for encoding in ("latin1", "sql_ascii"):
+        await execute(postgresql_url, made.format(encoding))
+        async with opened(f"{postgresql_url.rpartition('/')[0]}/{encoding}") as database:
+            assert await database.is_ready()
+        assert f"encoding is {encoding.upper()}" in caplog.text
+        await execute(postgresql_url, f"DROP DATABASE {encoding} WITH (FORCE)")
